@@ -1,0 +1,1 @@
+"""Words everyone may use: errors, seeds, fingerprints, configuration. Imports nothing of ours."""
