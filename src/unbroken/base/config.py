@@ -18,7 +18,7 @@ from unbroken.base.errors import ConfigError
 class Config(BaseModel):
     """Base of every configuration: unknown keys are refused, values are not coerced, instances do not change.
 
-    Each field is declared with `identity` or `operational`: whether changing it makes another run.
+    Each field is declared with `identity`, `content` or `operational`: whether changing it makes another run.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
@@ -37,7 +37,10 @@ class Config(BaseModel):
 
     @classmethod
     def identity_keys(cls) -> list[str]:
-        """Return the keys whose change makes another run, in declaration order."""
+        """Return the keys whose values are compared when a run goes on, in declaration order.
+
+        What `content` fields name is compared by digest instead.
+        """
         return [key for key in cls.model_fields if contract_of(cls, key) == "identity"]
 
 
@@ -46,13 +49,18 @@ def identity(default: Any = ..., **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"contract": "identity"}, **constraints)
 
 
+def content(default: Any = ..., **constraints: Any) -> Any:
+    """Declare a field that names a file or folder: its content is part of what a run is, its path is not."""
+    return Field(default, json_schema_extra={"contract": "content"}, **constraints)
+
+
 def operational(default: Any = ..., **constraints: Any) -> Any:
     """Declare a field that may change between segments of a run without changing a bit of its result."""
     return Field(default, json_schema_extra={"contract": "operational"}, **constraints)
 
 
 def contract_of(cls: type[Config], key: str) -> str:
-    """Return "identity" or "operational"; a field declared as neither is a defect of the program."""
+    """Return "identity", "content" or "operational"; a field declared as none of them is a defect of ours."""
     extra = cls.model_fields[key].json_schema_extra
     assert isinstance(extra, dict), f"{cls.__name__}.{key} declares no contract"
     return str(extra["contract"])
@@ -92,9 +100,7 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"
-    ),
+    re.compile(r"^[-+]?(?:\d[\d_]*\.[\d_]*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
     list("-+0123456789."),
 )
 _Loader.add_implicit_resolver(

@@ -22,7 +22,7 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def chunk_seed(key: int, counter: int) -> int:
-    """Return a 32-bit seed for draw number `counter` under `key`; distinct counters below 2**32 get distinct seeds.
+    """Return a 32-bit seed for draw number `counter` under `key`; counters below 2**32 never share one.
 
     torch's CPU generator keeps 32 bits of a seed. Hashing counters into so few bits would collide after some
     65,000 draws (birthday bound); this is a bijection of the counter instead: xor and add key bits around the

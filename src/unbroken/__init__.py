@@ -1,0 +1,35 @@
+"""Fine-tune text models in runs that survive anything, to the bit, and prove it.
+
+Names are imported when they are first used: `import unbroken` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unbroken.models.encoder import Encoder
+    from unbroken.tasks.embed.config import EmbedConfig
+    from unbroken.tasks.loop import Loop
+    from unbroken.tasks.train import train
+
+__version__ = "0.1.0"
+__all__ = ["EmbedConfig", "Encoder", "Loop", "__version__", "train"]
+
+_HOMES = {
+    "EmbedConfig": "unbroken.tasks.embed.config",
+    "Encoder": "unbroken.models.encoder",
+    "Loop": "unbroken.tasks.loop",
+    "train": "unbroken.tasks.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'unbroken' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

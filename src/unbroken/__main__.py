@@ -1,0 +1,5 @@
+"""`python -m unbroken`."""
+
+from unbroken.cli.main import main
+
+main()

@@ -1,0 +1,117 @@
+"""Transformers that run in Hugging Face's own modules: packed where that is tested, in padded buckets elsewhere.
+
+Importing this module imports transformers' modelling code (seconds); only `build_backbone` does, when it must.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import AttentionInterface
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+from unbroken.base.errors import ConfigError
+from unbroken.models.backbone import Backbone
+from unbroken.models.packing import ATTENTION_NAME, Pack, packed_attention
+
+# Families whose packed results are compared with the padded ones in tests/pairs/test_encoder.py.
+PACKED_FAMILIES = frozenset({"electra", "distilbert", "modernbert", "llama", "mistral", "qwen2", "qwen3"})
+# The longest text of a padded bucket over its shortest.
+BUCKET_RATIO = 1.25
+
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+
+
+class HuggingFaceBackbone(Backbone):
+    """A Hugging Face base model."""
+
+    def __init__(self, model: nn.Module, config: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.packed = config.model_type in PACKED_FAMILIES
+        if not self.packed:
+            self.reason = f"models of type {config.model_type!r} run in padded buckets of similar length, not packed"
+        self.prefix = str(getattr(model, "base_model_prefix", ""))
+        self.width = int(config.hidden_size)
+        limit = getattr(config, "max_position_embeddings", None)
+        self.max_positions = limit if limit != -1 else None
+        self.position_limit = position_limit(model)
+
+    def forward(self, ids_T: Tensor, pack: Pack) -> Tensor:
+        """Return the token vectors [T, D] of packed ids [T]."""
+        if not self.packed:
+            return self._bucketed(ids_T, pack)
+        output = self.model(input_ids=ids_T[None], position_ids=pack.positions[None], pack=pack)
+        vectors_TD: Tensor = output.last_hidden_state.squeeze(0)
+        return vectors_TD
+
+    def _bucketed(self, ids_T: Tensor, pack: Pack) -> Tensor:
+        outputs = []
+        for runs in buckets(pack):
+            width = runs[-1][1]
+            mask = torch.cat([token_mask(n, length, width, ids_T.device) for n, length in runs])
+            count = sum(n * length for n, length in runs)
+            ids, ids_T = ids_T[:count], ids_T[count:]
+            padded = ids.new_zeros(mask.shape).masked_scatter(mask, ids)
+            outputs.append(self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state[mask])
+        return torch.cat(outputs)
+
+
+def buckets(pack: Pack) -> list[list[tuple[int, int]]]:
+    """Group a pack's runs so that no text is padded to more than `BUCKET_RATIO` times its length."""
+    groups: list[list[tuple[int, int]]] = []
+    for n, length in pack.runs:
+        if groups and length <= BUCKET_RATIO * groups[-1][0][1]:
+            groups[-1].append((n, length))
+        elif length:
+            groups.append([(n, length)])
+    return groups
+
+
+def token_mask(n: int, length: int, width: int, device: torch.device) -> Tensor:
+    """Return which places of `n` right-padded texts of `length` tokens hold a token: bool [n, width]."""
+    return (torch.arange(width, device=device) < length).expand(n, width)
+
+
+def build(config_values: Mapping[str, Any], place: Path) -> HuggingFaceBackbone:
+    """Build the base model of a configuration, its parameters allocated and not initialised.
+
+    Its buffers have their values: they are not in weight files. Raises `ConfigError` for a configuration
+    transformers does not know.
+    """
+    values = {key: value for key, value in config_values.items() if key not in ("dtype", "torch_dtype")}
+    try:
+        config = AutoConfig.for_model(**values)
+        config.use_cache = False
+        extra: dict[str, Any] = {}
+        if config.model_type in PACKED_FAMILIES:
+            extra["attn_implementation"] = ATTENTION_NAME
+        if has_pooler(config):
+            extra["add_pooling_layer"] = False
+        with no_init_weights():
+            model = AutoModel.from_config(config, dtype=torch.float32, **extra)
+    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as failure:
+        reason = str(failure).strip().splitlines() or [type(failure).__name__]
+        raise ConfigError(f"{place}/config.json: transformers cannot build this model: {reason[0]}") from None
+    return HuggingFaceBackbone(model, config)
+
+
+def has_pooler(config: Any) -> bool:
+    """Return whether the family's base model has a pooler that can be left out; its output is never used."""
+    return "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """Return how many tokens a text may have by the model's table of positions, None if it has no table."""
+    for module in model.modules():
+        table = getattr(module, "position_embeddings", None)
+        if isinstance(table, nn.Embedding):
+            return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return None

@@ -1,0 +1,290 @@
+"""The loop: carry a job from its last committed step to its final one.
+
+However often the process stops on the way, the final state is the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.base.fingerprint import digest
+from unbroken.base.seeds import chunk_seed, derive
+from unbroken.run import environment
+from unbroken.run.cadence import Cadence
+from unbroken.run.evaluation import Evaluations
+from unbroken.run.folder import RunFolder
+from unbroken.run.job import Job
+from unbroken.run.replay import Replay
+from unbroken.run.report import Began, Boundary, Committed, Ended, Notice, Replayed, Reporter, Stepped, silent
+from unbroken.run.state import State
+from unbroken.run.stop import StopRequest
+from unbroken.step.generators import seeded
+from unbroken.step.update import gradient_norm, update
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What may change from segment to segment without changing a bit of the result."""
+
+    cadence: Cadence = field(default_factory=Cadence)
+    eval_steps: int | None = None
+    best_metric: str | None = None
+    greater_is_better: bool = True
+    commit_first: bool = False
+    accept_drift: bool = False
+    restore_step: int | None = None
+
+
+def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, stop: StopRequest) -> Ended:
+    """Run `job` in `folder` from where it stands to its end, or to a stop request; say which."""
+    assert job.gradients is not None, "a job without gradients is a user's own loop"
+    engine = Engine(job, folder, settings, report, stop)
+    for batch in engine.batches():
+        engine.step(job.gradients(batch, engine.scope))
+    return engine.ended
+
+
+class Engine:
+    """The loop turned inside out: `for batch in engine.batches(): engine.step(loss)`.
+
+    The tasks and users' own loops run on it alike.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: RunFolder,
+        settings: Settings,
+        report: Reporter = silent,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.job = job
+        self.folder = folder
+        self.settings = settings
+        self.report = report
+        self.stop = stop or StopRequest()
+        self.cadence = settings.cadence
+        self.ended = Ended(0, finished=False, reason="not begun", model="")
+        self._draw_key = derive(job.seed, "step")
+        self._last_record: dict[str, Any] = {}
+        self._committed = -1
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
+        with self.stop.listening(self._announce):
+            self._begin()
+            if self.settings.commit_first and self.state.step == 0:
+                self._commit()
+            self.evaluations.settle(self.state)
+            while self.state.step < self.job.last_step and not self.stop.requested:
+                number = self.state.step
+                phase_index, phase = self.job.phase_at(number)
+                self._draw = phase.plan.draw(number - self.job.first_step(phase_index))
+                with self.scope(0):
+                    yield self.job.encode(self._draw.ids, self._draw.epoch)
+                if self.state.step != number + 1:
+                    raise ConfigError("the loop body ended without loop.step(loss)", why="no step was made")
+                self._after_step()
+            self._end()
+
+    def scope(self, chunk: int) -> AbstractContextManager[None]:
+        """Return the context in which chunk number `chunk` of the step in progress draws its random numbers."""
+        number = self.state.step
+        index, phase = self.job.phase_at(number)
+        counter = sum(
+            (before.end_step - self.job.first_step(i)) * before.draws_per_step
+            for i, before in enumerate(self.job.phases[:index])
+        )
+        counter += (number - self.job.first_step(index)) * phase.draws_per_step + chunk
+        return seeded(chunk_seed(self._draw_key, counter))
+
+    def step(self, loss: Tensor) -> float:
+        """Finish the step: backward if `loss` still has its graph, clip, update, record. Returns the loss.
+
+        Raises `TrainingError` before any parameter moves if the gradient is not finite, and `CannotContinueError`
+        if the journal holds this step with other results.
+        """
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        state = self.state
+        index, phase = self.job.phase_at(state.step)
+        rate = state.optimizer.param_groups[0]["lr"]
+        if phase.learning_rate is not None:
+            rate = phase.learning_rate(state.step - self.job.first_step(index))
+        norm = update(state.optimizer, state.trained, rate, phase.max_grad_norm)
+        value = float(loss.detach())
+        state.advance()
+        self._record(self._step_record(value, norm, float(rate)))
+        self.report(Stepped(state.step, value, norm, float(rate), len(self._draw.ids)))
+        return value
+
+    def _begin(self) -> None:
+        """Restore the newest good checkpoint, if any, and note the beginning of a segment."""
+        self.state = State.initial(self.job)
+        restored = self.folder.checkpoints.restore(self.settings.restore_step)
+        if restored is None and self.folder.has_committed():
+            raise CannotContinueError(
+                f"{self.folder.root} has recorded commits, but its checkpoints are gone",
+                next_step="put the checkpoints folder back, or --restart to start over",
+            )
+        before: dict[str, Any] = {}
+        if restored is not None:
+            self.state.restore(restored)
+            self._committed = restored.step
+            before = restored.state
+            for text in restored.set_aside:
+                self.report(Notice(text))
+        self._last_record = before.get("last_record", {})
+        self.replay = Replay(self.folder.tail(restored), self.state.step)
+        self.evaluations = Evaluations(self.job, self.folder, self.settings, self.replay, self.report)
+        self._begin_segment(before)
+
+    def _begin_segment(self, before: Mapping[str, Any]) -> None:
+        numerics = environment.numerics(next(iter(self.state.trained.values())).device)
+        earlier = self.replay.segments
+        self.segment = max([before.get("segment", 0), *(record["segment"] for record in earlier)]) + 1
+        self.cadence.fruitless = sum(record["step"] == self.state.step for record in earlier[1:])
+        known = earlier[-1]["environment"] if earlier else before.get("environment", numerics)
+        for line in environment.changes(known, numerics):
+            self.report(Notice(f"the environment changed: {line}; the replayed steps will show whether bits do"))
+        self.environment = numerics
+        self.folder.journal.append(
+            {"kind": "segment", "segment": self.segment, "step": self.state.step, "environment": numerics}
+            | environment.circumstances()
+        )
+        for text in self.folder.journal.damaged:
+            self.report(Notice(text))
+        size = self.job.phase_at(self.state.step)[1].plan.batch_size
+        self.report(Began(self.state.step, self.job.last_step, size, self.segment, len(self.replay)))
+
+    def _step_record(self, loss: float, norm: float, rate: float) -> dict[str, Any]:
+        """Only what is deterministic: two runs of one configuration hold the same records."""
+        return {
+            "kind": "step",
+            "n": self.state.step,
+            "ids": digest(self._draw.ids.astype("<i8").tobytes()),
+            "loss": _json_number(loss),
+            "grad_norm": _json_number(norm),
+            "learning_rate": rate,
+        }
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self._last_record and self.state.step == self._committed + 1 and self.segment > 1:
+            self.report(Boundary(self._last_record, record))
+        self._last_record = record
+        try:
+            held = self.replay.matches(record)
+        except CannotContinueError as refusal:
+            if not self.settings.accept_drift:
+                self.folder.journal.append({"kind": "refusal", "n": record["n"], "text": str(refusal)})
+                self.folder.journal.sync()
+                raise
+            self.replay.forget()
+            self.folder.journal.append({"kind": "drift", "n": record["n"], "text": str(refusal)})
+            self.report(Notice(f"{refusal.what}; going on inexactly from step {record['n']}, as asked"))
+            held = False
+        if not held:
+            self.folder.journal.append(record)
+        if self.replay.compared and record["n"] == self.replay.end:
+            first, last = self.replay.compared[0], self.replay.compared[-1]
+            self.folder.journal.append({"kind": "replay", "first": first, "last": last, "identical": True})
+            self.report(Replayed(first, last))
+
+    def _after_step(self) -> None:
+        """Evaluate and commit where due. A stop commits first: the grace time may be short."""
+        step = self.state.step
+        self._poll()
+        chosen = not self.stop.requested and self.evaluations.settle(self.state)
+        index, phase = self.job.phase_at(step)
+        boundary = step == self.job.first_step(index) or step == self.job.last_step
+        next_epoch = step < self.job.last_step and phase.plan.draw(step - self.job.first_step(index)).epoch
+        due = self.cadence.due(step, epoch_ends=boundary or next_epoch != self._draw.epoch)
+        if due or boundary or chosen or self.stop.requested:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.state.step == self._committed:
+            return
+        self.cadence.began()
+        image = self.state.image()
+        image = replace(
+            image,
+            state={
+                **image.state,
+                "segment": self.segment,
+                "environment": self.environment,
+                "last_record": self._last_record,
+            },
+        )
+        mark = self.replay.marks.get(self.state.step) or self.folder.journal.mark()
+        best = self.state.best
+        self.folder.checkpoints.commit(image, mark, spare={best["step"]} if best else ())
+        self._committed = self.state.step
+
+    def _poll(self, wait: bool = False) -> None:
+        checkpoints = self.folder.checkpoints
+        for done in checkpoints.wait() if wait else checkpoints.poll():
+            self.folder.journal.append({"kind": "commit", "n": done.step})
+            self.cadence.finished(done.snapshot_seconds + done.write_seconds)
+            self.report(Committed(done.step, done.snapshot_seconds, done.write_seconds))
+            for text in done.notes:
+                self.report(Notice(text))
+
+    def _end(self) -> None:
+        step = self.state.step
+        finished = step == self.job.last_step
+        self._commit()
+        self._poll(wait=True)
+        if finished:
+            best = self.state.best["step"] if self.state.best else step
+            sums = self.folder.publish(best)
+            self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
+        else:
+            self._take_canary()
+            self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
+        self.folder.journal.sync()
+        self.ended = Ended(
+            step,
+            finished,
+            self.stop.reason,
+            str(self.folder.root / "model") if finished else "",
+            self.folder.proof(),
+        )
+        self.report(self.ended)
+
+    def _take_canary(self) -> None:
+        """Record the loss and gradient norm of the next step without making it, for the next segment to compare.
+
+        After a clean stop nothing is replayed, so without it a changed environment could not be found out.
+        """
+        if self.job.gradients is None:
+            return
+        index, phase = self.job.phase_at(self.state.step)
+        draw = phase.plan.draw(self.state.step - self.job.first_step(index))
+        loss = self.job.gradients(self.job.encode(draw.ids, draw.epoch), self.scope)
+        parameters = self.state.trained.values()
+        norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.folder.journal.append(
+            {
+                "kind": "canary",
+                "n": self.state.step + 1,
+                "loss": _json_number(float(loss)),
+                "grad_norm": _json_number(float(norm)),
+            }
+        )
+
+    def _announce(self, name: str) -> None:
+        self.report(Notice(f"{name}: finishing this step and committing; once more ends at once"))
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no NaN and no infinity; all other floats survive exactly."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,79 @@
+"""Where a segment runs: what must be the same for bits to repeat, pinned where it can be and recorded always."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch.utils import deterministic
+
+# Packages whose code takes part in a step or in turning text into ids.
+NUMERIC_PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn")
+
+
+def pin(threads: int) -> None:
+    """Make results a function of the inputs: a fixed number of threads, deterministic kernels.
+
+    The gradients of LayerNorm on a CPU depend on the number of threads, so it belongs to the run.
+    `set_num_threads` also switches off MKL's dynamic choice. Uninitialised memory need not be filled: nothing
+    here reads any, and filling costs time.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    os.environ["MKL_DYNAMIC"] = "FALSE"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """Return what can change bits without anyone touching the configuration."""
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in NUMERIC_PACKAGES},
+        "cpu": cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def circumstances() -> dict[str, Any]:
+    """Return who ran a segment and how: for people, never compared."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv, "folder": os.getcwd()}
+
+
+def cpu_model() -> str:
+    """Return the processor's model name as the kernel gives it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # no such file on macOS and Windows
+    return platform.processor() or platform.machine()
+
+
+def changes(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return one line for each value that differs between two records of `numerics`."""
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {old} -> {new}")
+    return lines
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,116 @@
+"""Evaluating between steps: done once per step, never able to disturb training, and able to choose the best step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from unbroken.base.errors import ConfigError
+from unbroken.base.fingerprint import canonical
+from unbroken.base.seeds import chunk_seed, derive
+from unbroken.run.folder import RunFolder
+from unbroken.run.job import Job
+from unbroken.run.replay import Replay
+from unbroken.run.report import Evaluated, Notice, Reporter
+from unbroken.run.state import State
+from unbroken.step.generators import seeded
+from unbroken.store import files, layout
+
+
+class Choice(Protocol):
+    """The settings that say when to evaluate and what counts as better."""
+
+    @property
+    def eval_steps(self) -> int | None:
+        """Evaluate after every so many steps; None: only at the start and the end."""
+
+    @property
+    def best_metric(self) -> str | None:
+        """The metric that chooses the finished model; None: it is the last step's."""
+
+    @property
+    def greater_is_better(self) -> bool:
+        """Whether more of that metric is better."""
+
+
+class Evaluations:
+    """Evaluates at the start, every `eval_steps` and at the end, keeping one file for each."""
+
+    def __init__(self, job: Job, folder: RunFolder, choice: Choice, replay: Replay, report: Reporter) -> None:
+        self.job = job
+        self.folder = folder
+        self.choice = choice
+        self.replay = replay
+        self.report = report
+
+    def due(self, step: int) -> bool:
+        """Tell whether the state after `step` finished steps is evaluated."""
+        every = self.choice.eval_steps
+        return self.job.evaluation_id != "" and (
+            step in (0, self.job.last_step) or (every is not None and step % every == 0)
+        )
+
+    def path(self, step: int) -> Path:
+        """Return the file that keeps the evaluation after `step` finished steps."""
+        return self.folder.root / layout.EVAL_FOLDER / f"{layout.checkpoint_name(step)}.json"
+
+    def settle(self, state: State) -> bool:
+        """Make sure the evaluation due now is done; True if it is the best so far and its state must be kept."""
+        if not self.due(state.step):
+            return False
+        metrics = self._done_before(state.step)
+        if metrics is None:
+            with undisturbed(self.job, state.step):
+                metrics = self.job.evaluate()
+            self._keep(state.step, metrics)
+        self.report(Evaluated(state.step, metrics))
+        return self._choose(state, metrics)
+
+    def _done_before(self, step: int) -> dict[str, float] | None:
+        """An evaluation found on disk is used again: a killed segment may have got that far."""
+        try:
+            found = json.loads((self.path(step)).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return found["metrics"] if found.get("of") == self.job.evaluation_id else None
+
+    def _keep(self, step: int, metrics: dict[str, float]) -> None:
+        path = self.path(step)
+        files.make_folders(path.parent)
+        files.replace_file(path, canonical({"step": step, "metrics": metrics, "of": self.job.evaluation_id}))
+        recorded = self.replay.evaluations.get(step)
+        if recorded is None:
+            self.folder.journal.append({"kind": "evaluation", "n": step, "metrics": metrics})
+        elif recorded != metrics:
+            self.report(Notice(f"the evaluation after step {step} differs from the recorded one"))
+
+    def _choose(self, state: State, metrics: dict[str, float]) -> bool:
+        name = self.choice.best_metric
+        if name is None or state.step == 0:
+            return False
+        if name not in metrics:
+            raise ConfigError(f"metric_for_best_model: '{name}' is not among the metrics: {', '.join(metrics)}")
+        sign = 1 if self.choice.greater_is_better else -1
+        if state.best is not None and sign * metrics[name] <= sign * state.best["value"]:
+            return False
+        state.best = {"step": state.step, "metric": name, "value": metrics[name]}
+        return True
+
+
+@contextmanager
+def undisturbed(job: Job, step: int) -> Iterator[None]:
+    """Evaluate in eval mode, without gradients, on random numbers of its own; leave everything as it was."""
+    modes: list[tuple[Any, bool]] = [(m, m.training) for root in job.modules.values() for m in root.modules()]
+    for root in job.modules.values():
+        root.eval()
+    try:
+        with torch.no_grad(), seeded(chunk_seed(derive(job.seed, "evaluation"), step)):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

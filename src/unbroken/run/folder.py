@@ -1,0 +1,127 @@
+"""One run's directory, held by one process: what it was started with, and where it stands."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unbroken.base.errors import CannotContinueError
+from unbroken.run.contract import Contract
+from unbroken.run.proof import proof
+from unbroken.run.report import Ended
+from unbroken.store import files, layout
+from unbroken.store.checkpoints import Checkpoints, Restored, publish_model
+from unbroken.store.journal import Journal, Mark
+from unbroken.store.lock import RunLock
+from unbroken.store.run import create_run, prepare_folder, read_run
+
+
+class RunFolder:
+    """An open run: its document (`run.json`), journal and checkpoints, under the run's lock."""
+
+    def __init__(self, root: Path, document: dict[str, Any], lock: RunLock, keep: int) -> None:
+        self.root = root
+        self.document = document
+        self.lock = lock
+        self.journal = Journal(root / layout.JOURNAL_FILE)
+        self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
+
+    @classmethod
+    def create(
+        cls,
+        root: Path,
+        contract: Contract,
+        *,
+        config: Mapping[str, Any],
+        keep: int,
+        parent: Mapping[str, Any] | None = None,
+        row_digests: bytes = b"",
+    ) -> RunFolder:
+        """Make `root` a run with this contract and hold it; whole or not at all.
+
+        Raises `ConfigError` for a folder that is in use or cannot be written in, `BusyError` if another process
+        makes the same run just now.
+        """
+        prepare_folder(root)
+        lock = RunLock(root)
+        lock.acquire()
+        document = {
+            "run_id": uuid.uuid4().hex,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "contract": contract,
+            "config": dict(config),
+            "parent": parent,
+        }
+        files.replace_file(root / layout.DATA_DIGESTS_FILE, row_digests)
+        files.replace_file(root / layout.CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        create_run(root, document)
+        return cls(root, document, lock, keep)
+
+    @classmethod
+    def open(cls, root: Path, *, keep: int) -> RunFolder:
+        """Hold an existing run. Raises `BusyError` if another process does."""
+        lock = RunLock(root)
+        lock.acquire()
+        document = read_run(root)
+        if document is None:
+            raise CannotContinueError(f"{root} is no run (it has no {layout.RUN_FILE})")
+        return cls(root, document, lock, keep)
+
+    @property
+    def contract(self) -> Contract:
+        """What the run was started with."""
+        return dict(self.document["contract"])
+
+    @property
+    def cache(self) -> Path:
+        """The folder for what can always be made again."""
+        folder = self.root / layout.CACHE_FOLDER
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def tail(self, restored: Restored | None) -> Iterator[tuple[dict[str, Any], Mark]]:
+        """Yield the journal's records after a checkpoint (None: all), each with the mark that follows it."""
+        return self.journal.marked_records(restored.mark if restored else None)
+
+    def has_committed(self) -> bool:
+        """Tell whether the journal knows of any commit."""
+        return any(record["kind"] == "commit" for record in self.journal.records())
+
+    def publish(self, step: int) -> dict[str, str]:
+        """Place the model of checkpoint `step` as the run's finished model; return the SHA-256 of its weights."""
+        return publish_model(self.root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step), self.root)
+
+    def proof(self) -> dict[str, Any]:
+        """Return what the journal proves about the run."""
+        return proof(self.journal.records())
+
+    def finished(self) -> Ended | None:
+        """Return how the run ended if it is finished; its model is placed again should it have been damaged."""
+        last = deque(self.journal.records(), maxlen=1)
+        if not last or last[0]["kind"] != "finish":
+            return None
+        record = last[0]
+        model = self.root / layout.MODEL_FOLDER
+        if any(not _has_sum(model / name, sha256) for name, sha256 in record["sha256"].items()):
+            self.publish(record["best"])
+        return Ended(record["n"], finished=True, reason="", model=str(model), proof=self.proof())
+
+    def close(self) -> None:
+        """Let go of the run."""
+        self.journal.close()
+        self.lock.release()
+
+
+def _has_sum(path: Path, sha256: str) -> bool:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False

@@ -1,0 +1,78 @@
+"""What a task hands to the loop: values and functions, no class hierarchy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from unbroken.plan.plan import Plan
+from unbroken.step.gradients import Scope
+
+
+def nothing_to_evaluate() -> dict[str, float]:
+    """Stand in for an evaluation where a job has none."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of a run with one plan, schedule and optimizer; it ends before step number `end_step` begins.
+
+    `trains` tells by fully qualified name which parameters move; without it each keeps its `requires_grad`.
+    Without `learning_rate` the optimizer's own rate is left alone. `draws_per_step` is how many separately seeded
+    stretches (chunks, and the loss) one step has at most: it spaces the seeds of successive steps.
+    """
+
+    name: str
+    end_step: int
+    plan: Plan
+    optimizer: Callable[[Mapping[str, Parameter]], Optimizer]
+    learning_rate: Callable[[int], float] | None
+    trains: Callable[[str], bool] | None = None
+    max_grad_norm: float | None = 1.0
+    draws_per_step: int = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the loop executes.
+
+    `modules` are the roots of fully qualified names and hold every tensor that training may change.
+    `encode(ids, epoch)` makes the batch of those examples and depends on nothing else.
+    `gradients(batch, scope)` leaves gradients in the parameters and returns the detached loss; a user's own loop
+    has none, its body does that.
+    `layout(name)` says in which file of a checkpoint, under which key, a tensor lives; `documents()` gives the
+    other files of the model folder. `evaluation_id` names what `evaluate` measures on; empty: nothing is evaluated.
+    """
+
+    seed: int
+    phases: tuple[Phase, ...]
+    modules: Mapping[str, nn.Module]
+    encode: Callable[[Any, int], Any]
+    gradients: Callable[[Any, Scope], Tensor] | None
+    layout: Callable[[str], tuple[str, str]]
+    documents: Callable[[], Mapping[str, bytes]]
+    evaluate: Callable[[], dict[str, float]] = nothing_to_evaluate
+    evaluation_id: str = ""
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def last_step(self) -> int:
+        """Number of steps in the whole run."""
+        return self.phases[-1].end_step
+
+    def phase_at(self, step: int) -> tuple[int, Phase]:
+        """Return the index and the phase that step number `step` (from 0) belongs to."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.end_step:
+                return index, phase
+        return len(self.phases) - 1, self.phases[-1]
+
+    def first_step(self, index: int) -> int:
+        """Return the number of the first step of phase `index`."""
+        return self.phases[index - 1].end_step if index else 0

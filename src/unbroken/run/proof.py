@@ -1,0 +1,42 @@
+"""What the journal proves about a run, counted from its records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def proof(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Count segments, restores and replayed steps, and say whether every replayed step was identical.
+
+    `exact` is True only where nothing drifted and no record is missing; where nothing was replayed the verdict is
+    "not disproved", which is all that was checked.
+    """
+    steps: set[int] = set()
+    found: dict[str, Any] = {"segments": 0, "restores": 0, "replayed_steps": 0, "drift_from": None}
+    for record in records:
+        match record["kind"]:
+            case "step":
+                steps.add(record["n"])
+            case "segment":
+                found["segments"] += 1
+                found["restores"] += record["step"] > 0
+            case "replay":
+                found["replayed_steps"] += record["last"] - record["first"] + 1
+            case "drift":
+                found["drift_from"] = min(record["n"], found["drift_from"] or record["n"])
+    found["recorded_steps"] = len(steps)
+    found["missing_steps"] = max(steps, default=0) - len(steps)
+    found["verdict"] = verdict(found)
+    return found
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """Return in words what was checked, and no more than that."""
+    if found["drift_from"]:
+        return f"exact up to step {found['drift_from'] - 1}, inexact from there (drift was accepted)"
+    if found["missing_steps"]:
+        return f"{found['missing_steps']} steps have no record: unproved"
+    if found["replayed_steps"]:
+        return f"{found['replayed_steps']} replayed steps identical to the bit"
+    return "uninterrupted" if found["segments"] == 1 else "not disproved (nothing was replayed)"

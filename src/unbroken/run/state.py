@@ -1,0 +1,211 @@
+"""Everything that survives a stop: the step, the tensors the optimizer touches, the optimizer's own tensors.
+
+What is not here follows from (configuration, data, step): order, learning rate, random draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.run.job import Job, Phase
+from unbroken.store.checkpoints import Image, Placed, Restored
+
+ALIGNMENT = 64
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+@dataclass
+class State:
+    """The state of a run in memory. `step` counts finished steps and is the only cursor there is."""
+
+    job: Job
+    step: int
+    phase: int
+    optimizer: Optimizer
+    trained: dict[str, Parameter]
+    best: dict[str, Any] | None = None
+
+    @classmethod
+    def initial(cls, job: Job) -> State:
+        """Return the state before the first step, every tensor aligned.
+
+        Raises `ConfigError` if something would be trained that no checkpoint holds.
+        """
+        align(job.modules)
+        trained, optimizer = begin_phase(job, 0)
+        return cls(job, step=0, phase=0, optimizer=optimizer, trained=trained)
+
+    def advance(self) -> None:
+        """Count one finished step; at the end of a phase, begin the next one with a new optimizer."""
+        self.step += 1
+        self._enter(self.job.phase_at(self.step)[0])
+
+    def _enter(self, phase: int) -> None:
+        if phase != self.phase:
+            self.phase = phase
+            self.trained, self.optimizer = begin_phase(self.job, phase)
+
+    def image(self) -> Image:
+        """Return what a commit writes now; tensors are the live ones, to be copied before training goes on."""
+        tensors = {name: Placed(*self.job.layout(name), tensor) for name, tensor in held_tensors(self.job.modules)}
+        numbers: dict[str, dict[str, Any]] = {}
+        for name, parameter in self.trained.items():
+            for slot, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    key = f"{name}/{slot}"
+                    tensors[f"optimizer/{key}"] = Placed(OPTIMIZER_FILE, key, value)
+                else:
+                    numbers.setdefault(name, {})[slot] = value
+        state = {
+            "step": self.step,
+            "phase": self.job.phases[self.phase].name,
+            "optimizer_numbers": numbers,
+            "groups": group_options(self.optimizer, self.trained),
+            "best": self.best,
+            "extras": {name: extra.state_dict() for name, extra in self.job.extras.items()},
+        }
+        return Image(self.step, tensors, self.job.documents(), state)
+
+    def restore(self, restored: Restored) -> None:
+        """Put a verified checkpoint into the live modules and optimizer.
+
+        Raises `CannotContinueError`, before anything is touched, unless names, shapes and dtypes agree both ways.
+        """
+        state = restored.state
+        held = dict(held_tensors(self.job.modules))
+        saved = {name: tensor for name, tensor in restored.tensors.items() if not name.startswith("optimizer/")}
+        require_same(held, saved, restored.step)
+        with torch.no_grad():
+            for name, tensor in saved.items():
+                held[name].copy_(tensor)
+        self.step = restored.step
+        self._enter(self.job.phase_at(restored.step)[0])
+        if state["phase"] == self.job.phases[self.phase].name:
+            self._restore_optimizer(restored)
+        self.best = state["best"]
+        for name, extra in self.job.extras.items():
+            extra.load_state_dict(state["extras"][name])
+
+    def _restore_optimizer(self, restored: Restored) -> None:
+        slots: dict[str, dict[str, Any]] = {}
+        for path, tensor in restored.tensors.items():
+            if path.startswith("optimizer/"):
+                name, _, slot = path.removeprefix("optimizer/").rpartition("/")
+                slots.setdefault(name, {})[slot] = tensor
+        for name, numbers in restored.state["optimizer_numbers"].items():
+            slots.setdefault(name, {}).update(numbers)
+        unknown = sorted(slots.keys() - self.trained.keys())
+        if unknown:
+            raise CannotContinueError(
+                f"checkpoint {restored.step} holds optimizer state for {unknown[0]}, which this run does not train"
+            )
+        ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = {id(parameter): name for name, parameter in self.trained.items()}
+        packed = self.optimizer.state_dict()
+        packed["state"] = {
+            index: slots[names[id(parameter)]]
+            for index, parameter in enumerate(ordered)
+            if names[id(parameter)] in slots
+        }
+        for group, options in zip(packed["param_groups"], restored.state["groups"], strict=True):
+            for key, value in options.items():
+                if key != "names":
+                    group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+        self.optimizer.load_state_dict(packed)
+
+
+def begin_phase(job: Job, index: int) -> tuple[dict[str, Parameter], Optimizer]:
+    """Freeze what phase `index` does not train and build its optimizer over the rest."""
+    phase: Phase = job.phases[index]
+    held = dict(held_tensors(job.modules))
+    trained = {}
+    for name, parameter in held.items():
+        if isinstance(parameter, Parameter):
+            if phase.trains is not None:
+                parameter.requires_grad_(phase.trains(name))
+            if parameter.requires_grad:
+                trained[name] = parameter
+    if not trained:
+        raise ConfigError(f"phase '{phase.name}' has nothing to train")
+    optimizer = phase.optimizer(trained)
+    known = {id(parameter) for parameter in trained.values()}
+    strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
+    if strangers:
+        shapes = ", ".join(str(tuple(parameter.shape)) for parameter in strangers[:3])
+        raise ConfigError(
+            f"the optimizer holds {len(strangers)} parameters ({shapes}) that belong to none of the modules given",
+            why="they would be trained but never saved",
+            next_step="pass every module that is trained",
+        )
+    return trained, optimizer
+
+
+def held_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (fully qualified name, tensor) for every parameter and persistent buffer, shared ones once."""
+    seen: set[int] = set()
+    for root, module in modules.items():
+        own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+        live = dict(module.named_parameters(remove_duplicate=False)) | dict(
+            module.named_buffers(remove_duplicate=False)
+        )
+        for name in module.state_dict(keep_vars=True):
+            tensor = live.get(name)
+            if tensor is None:
+                raise ConfigError(
+                    f"module '{root}' keeps '{name}' in its state_dict, but it is no parameter or buffer",
+                    why="it could not be restored exactly",
+                )
+            if id(tensor) in own and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield f"{root}.{name}", tensor
+
+
+def require_same(held: Mapping[str, Tensor], saved: Mapping[str, Tensor], step: int) -> None:
+    """Raise `CannotContinueError` unless both sides have the same names, shapes and dtypes."""
+    for name in sorted(held.keys() ^ saved.keys()):
+        where = "is missing from" if name in held else "is only in"
+        raise CannotContinueError(
+            f"tensor '{name}' {where} checkpoint {step}", why="the model is built differently now"
+        )
+    for name, tensor in held.items():
+        if tensor.shape != saved[name].shape or tensor.dtype != saved[name].dtype:
+            raise CannotContinueError(
+                f"tensor '{name}' is {tuple(saved[name].shape)} {saved[name].dtype} in checkpoint {step}, "
+                f"but {tuple(tensor.shape)} {tensor.dtype} in the model"
+            )
+
+
+def align(modules: Mapping[str, nn.Module]) -> None:
+    """Move every CPU tensor into storage aligned to 64 bytes.
+
+    Matrix products depend on the address modulo 64 in their last bits; memory-mapped weights come at any address.
+    """
+    for _, tensor in held_tensors(modules):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+        assert tensor.device.type != "cpu" or tensor.data_ptr() % ALIGNMENT == 0
+
+
+def group_options(optimizer: Optimizer, trained: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+    """Return each parameter group's options and the names in it; options JSON cannot hold are left out."""
+    names = {id(parameter): name for name, parameter in trained.items()}
+    groups = []
+    for group in optimizer.param_groups:
+        options = {key: _plain(value) for key, value in group.items() if key != "params"}
+        options = {key: value for key, value in options.items() if value is not NotImplemented}
+        groups.append(options | {"names": [names[id(parameter)] for parameter in group["params"]]})
+    return groups
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else NotImplemented

@@ -1,0 +1,4 @@
+"""One update: losses, cached gradients, accumulation, clipping, schedule.
+
+Tensors in, tensors out: no files, no clock, and no state between calls.
+"""

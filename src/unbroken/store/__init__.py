@@ -1,0 +1,1 @@
+"""State to disk and back: whole, checked, or not at all."""

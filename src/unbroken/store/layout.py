@@ -1,0 +1,45 @@
+"""The name of every file and folder in a run, in one place.
+
+Names that begin with a dot are ours to clean up or are set aside; nothing reads them as results.
+"""
+
+from __future__ import annotations
+
+FORMAT_VERSION = 1
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+DATA_DIGESTS_FILE = "data.digests"
+JOURNAL_FILE = "journal.jsonl"
+LOCK_FILE = ".lock"
+HOLDER_FILE = "holder.json"
+
+CHECKPOINTS_FOLDER = "checkpoints"
+CACHE_FOLDER = "cache"
+EVAL_FOLDER = "eval"
+MODEL_FOLDER = "model"  # the finished model in a run, and the loadable model in a checkpoint
+
+MANIFEST_FILE = "MANIFEST.json"
+STATE_FILE = "state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+EXTRA_FILE = "extra.safetensors"
+WEIGHTS_SUFFIX = ".safetensors"
+
+UNFINISHED_PREFIX = ".tmp-"  # being written; left over, it belongs to a dead attempt
+TRASH_PREFIX = ".trash-"  # being deleted
+BROKEN_PREFIX = ".broken-"  # a checkpoint that failed its checks; kept for people to look at
+FOREIGN_PREFIX = ".foreign-"  # another run's checkpoint that stood where ours had to go
+TORN_PREFIX = "journal.torn-"  # an unfinished last record cut from the journal
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the folder name of the checkpoint after `step` finished steps."""
+    return f"{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step a checkpoint folder is named for, or None if the name is not one of ours."""
+    if not (name.isascii() and name.isdigit()):
+        return None
+    step = int(name)
+    return step if checkpoint_name(step) == name else None

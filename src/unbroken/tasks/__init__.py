@@ -1,0 +1,1 @@
+"""Kinds of learning: each turns its configuration into jobs, evaluates what was learned, and exports it."""

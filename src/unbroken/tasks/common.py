@@ -1,0 +1,83 @@
+"""Configuration every task shares. Names are the field's own wherever the idea is the same."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from unbroken.base.config import Config, content, identity, operational
+
+Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
+
+
+class TrainingConfig(Config):
+    """What any training run can be told.
+
+    `batch_size` is the whole batch of a step and `micro_batch_size` the part of it in memory at once, so that the
+    meaning of a configuration does not hang on the hardware.
+    """
+
+    task: str = identity(description="the kind of learning")
+    model: str = content(description="model folder, run, checkpoint, or hub id")
+    output_dir: str = operational(description="the run's folder")
+    train_data: Any = content(description="file (.jsonl, .json, .csv, .tsv, .parquet; .gz) or rows")
+    eval_data: Any = operational(None, description="file or rows to evaluate on")
+
+    batch_size: int = identity(32, gt=0, description="examples per step")
+    micro_batch_size: int | None = identity(None, gt=0, description="examples in memory at once; default: all")
+    num_train_epochs: float = identity(3.0, gt=0, description="passes over the data; max_steps wins")
+    max_steps: int | None = identity(None, gt=0, description="optimizer steps")
+    drop_last: bool = identity(False, description="leave out a short last batch of an epoch")
+    shuffle: bool = identity(True, description="a new order every epoch; false: the file's order")
+
+    learning_rate: float = identity(5e-5, gt=0, description="peak learning rate")
+    lr_scheduler_type: Schedule = identity("linear", description="course of the learning rate after warm-up")
+    warmup_ratio: float = identity(0.0, ge=0, le=1, description="share of the steps spent warming up")
+    warmup_steps: int | None = identity(None, ge=0, description="steps spent warming up; wins over warmup_ratio")
+    weight_decay: float = identity(0.0, ge=0, description="AdamW's, on weight matrices only")
+    adam_beta1: float = identity(0.9, ge=0, lt=1)
+    adam_beta2: float = identity(0.999, ge=0, lt=1)
+    adam_epsilon: float = identity(1e-8, gt=0)
+    max_grad_norm: float = identity(1.0, ge=0, description="gradients are scaled down to this norm; 0: never")
+    seed: int = identity(42, ge=0, description="every random draw of the run follows from it")
+    max_length: int | None = identity(None, gt=0, description="tokens per text; default: the model's own")
+    threads: int | Literal["auto"] = identity("auto", description="CPU threads; part of the run, since bits hang on it")
+    device: str = identity("auto", description="auto, cpu, cuda, cuda:1")
+
+    save_strategy: Literal["auto", "steps", "epoch", "time"] = operational(
+        "auto", description="auto: by cost, or by save_steps or save_seconds where given"
+    )
+    save_steps: int | None = operational(None, gt=0, description="commit after every so many steps")
+    save_seconds: float | None = operational(None, gt=0, description="commit about every so many seconds")
+    save_total_limit: int = operational(2, ge=2, description="checkpoints kept; never under two verified ones")
+    eval_steps: int | None = operational(None, gt=0, description="evaluate every so many steps; always start and end")
+    load_best_model_at_end: bool = identity(False, description="the finished model is the best evaluated one")
+    metric_for_best_model: str | None = identity(None, description="default: the task's main metric")
+    greater_is_better: bool = identity(True, description="whether more of that metric is better")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
+                "batch_size is the whole batch of a step"
+            )
+        if self.load_best_model_at_end and self.eval_data is None:
+            raise ValueError("load_best_model_at_end needs eval_data to choose by")
+        return self
+
+    @property
+    def best_metric(self) -> str:
+        """What `load_best_model_at_end` chooses by."""
+        assert self.metric_for_best_model is not None, "a task without a main metric of its own"
+        return self.metric_for_best_model
+
+    @property
+    def resolved_save_strategy(self) -> Literal["auto", "steps", "epoch", "time"]:
+        """The strategy meant: an interval given without one says how."""
+        if self.save_strategy == "auto" and self.save_steps is not None:
+            return "steps"
+        if self.save_strategy == "auto" and self.save_seconds is not None:
+            return "time"
+        return self.save_strategy

@@ -1,0 +1,1 @@
+"""Embedding models: texts that mean the same come to lie close together."""

@@ -1,0 +1,145 @@
+"""From files to what a batch is cut from: token arenas by role, labels, and the digests that identify the data."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unbroken.base.errors import DataError
+from unbroken.base.fingerprint import canonical, digest, digest_file
+from unbroken.plan.source import Table, content_digest, read_rows
+from unbroken.store import files
+from unbroken.tasks.embed.config import OPTIONAL_ROLES, ROLES, EmbedConfig
+
+NEGATIVE = "negative"
+SCORE = "score"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What identifies the data, known without reading them again while the files are the same."""
+
+    num_examples: int
+    digest: str
+    roles: tuple[str, ...]
+    row_digests: NDArray[np.uint64]
+
+
+class EmbedData:
+    """The rows of one source, seen through the roles of a loss."""
+
+    def __init__(self, source: Any, config: EmbedConfig, cache: Path | None = None, name: str | None = None) -> None:
+        """Take a path or rows in memory. With `cache`, a file read before under the same roles is not read again."""
+        self.source = source
+        self.name = name
+        self.loss = config.loss
+        self.mapping = {role: _listed(config.columns.get(role, role)) for role in ROLES[config.loss]}
+        self.chosen = set(config.columns)
+        self.cache = cache
+
+    @cached_property
+    def table(self) -> Table:
+        """The rows themselves, with the columns of every role."""
+        return read_rows(self.source, self.name)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """Number of rows, digests and roles; raises `DataError` naming file, row and column of the first bad cell."""
+        key = self._cache_key()
+        found = self._from_cache(key)
+        if found is not None:
+            return found
+        roles = tuple(role for role in self.mapping if self._has(role))
+        for role in roles:
+            self.numbers(role) if role == SCORE else self.texts(role)
+        rows = self.table.digests([column for role in roles for column in self.mapping[role]])
+        shape = digest(canonical({"roles": roles, "rows": content_digest(rows)}))
+        summary = Summary(self.table.num_rows, shape, roles, rows)
+        self._to_cache(key, summary)
+        return summary
+
+    def texts(self, role: str) -> tuple[list[str], NDArray[np.int64] | None]:
+        """Return all texts of a role in row order and, where rows hold several, the bounds [rows + 1] of each row."""
+        columns = self.mapping[role]
+        if len(columns) == 1:
+            first = self.table.columns[columns[0]]
+            if role == NEGATIVE and first and isinstance(first[0], list):
+                lists = self.table.text_lists(columns[0])
+                bounds = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+                return [text for row in lists for text in row], bounds
+            return self.table.texts(columns[0]), None
+        side_by_side = [self.table.texts(column) for column in columns]
+        bounds = np.arange(self.table.num_rows + 1, dtype=np.int64) * len(columns)
+        return [text for row in zip(*side_by_side, strict=True) for text in row], bounds
+
+    def numbers(self, role: str) -> NDArray[np.float64]:
+        """Return a role's numbers, one per row."""
+        return self.table.numbers(self.mapping[role][0])
+
+    def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Return an array kept in the cache beside the arenas, or make it."""
+        if self.cache is None:
+            return make()
+        path = self.cache / f"{name}-{self.summary.digest}.npy"
+        if not path.exists():
+            files.replace_file(path, npy(make()))
+        return np.asarray(np.load(path, mmap_mode="r"))
+
+    def _has(self, role: str) -> bool:
+        columns = self.mapping[role]
+        if not columns and role in OPTIONAL_ROLES[self.loss]:
+            return False  # `negative: []` leaves the role out
+        missing = [column for column in columns if column not in self.table.columns]
+        if not missing:
+            return True
+        if role in OPTIONAL_ROLES[self.loss] and role not in self.chosen:
+            return False
+        there = ", ".join(self.table.columns)
+        raise DataError(
+            f"{self.table.name} has no column '{missing[0]}' (for {role}); it has {there}",
+            next_step=f"say which column it is: `columns: {{{role}: ...}}`",
+        )
+
+    def _cache_key(self) -> str | None:
+        if self.cache is None or not isinstance(self.source, str | Path) or not Path(self.source).is_file():
+            return None
+        return digest(canonical([digest_file(Path(self.source)), Path(self.source).suffixes, self.mapping, self.loss]))
+
+    def _from_cache(self, key: str | None) -> Summary | None:
+        if key is None or self.cache is None:
+            return None
+        try:
+            found = json.loads((self.cache / f"data-{key}.json").read_bytes())
+            rows = np.load(self.cache / f"rows-{found['digest']}.npy")
+        except (OSError, ValueError, KeyError):
+            return None
+        if digest(canonical({"roles": found["roles"], "rows": content_digest(rows)})) != found["digest"]:
+            return None
+        return Summary(len(rows), found["digest"], tuple(found["roles"]), rows)
+
+    def _to_cache(self, key: str | None, summary: Summary) -> None:
+        if key is None or self.cache is None or not self.cache.is_dir():
+            return
+        files.replace_file(self.cache / f"rows-{summary.digest}.npy", npy(summary.row_digests))
+        files.replace_file(
+            self.cache / f"data-{key}.json", canonical({"digest": summary.digest, "roles": summary.roles})
+        )
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """Return an array as the bytes of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def _listed(columns: str | Sequence[str]) -> list[str]:
+    return [columns] if isinstance(columns, str) else list(columns)

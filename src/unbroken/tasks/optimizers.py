@@ -1,0 +1,27 @@
+"""The optimizer of the tasks: AdamW as Hugging Face's Trainer sets it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch.nn import Parameter
+from torch.optim import AdamW
+
+from unbroken.tasks.common import TrainingConfig
+
+
+def adamw(trained: Mapping[str, Parameter], config: TrainingConfig) -> AdamW:
+    """Return fused AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); only matrices decay, not biases or norms."""
+    matrices = [parameter for parameter in trained.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained.values() if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=True,
+    )

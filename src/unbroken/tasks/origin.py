@@ -1,0 +1,75 @@
+"""Where a model comes from: a folder, a hub id, or another run, which then becomes the parent of the new one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unbroken.base.errors import ConfigError
+from unbroken.store import layout
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The folder (or hub id) a model is read from, and the run it came out of, if one did."""
+
+    model: str
+    parent: dict[str, Any] | None = None
+
+
+def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
+    """Find the model folder that `model` names: a model folder, a run, its model/, or one of its checkpoints.
+
+    Raises `ConfigError` if it is the run in `output_dir` itself, or a run that has no model yet.
+    """
+    path = Path(model)
+    if not path.exists():
+        return Origin(model)
+    run = enclosing_run(path)
+    if run is None:
+        return Origin(model)
+    if output_dir is not None and run.resolve() == output_dir.resolve():
+        raise ConfigError(
+            f"model: {model} belongs to the run in output_dir itself",
+            next_step=f"to resume it, `unbroken train {run}`; to train its result further, choose a new output_dir",
+        )
+    folder, step = _model_of(path, run)
+    document = json.loads((run / layout.RUN_FILE).read_bytes())
+    return Origin(str(folder), {"run": str(run), "run_id": document["run_id"], "step": step})
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """Return the run that `path` is, or lies in (its model/, checkpoints/, or one checkpoint); None if in none."""
+    resolved = path.resolve()
+    for folder in (resolved, *resolved.parents[:3]):
+        if (folder / layout.RUN_FILE).is_file():
+            return path if folder == resolved else folder
+    return None
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """Return the run's checkpoint folder with the highest step that has a manifest; its content is not verified."""
+    folder = run / layout.CHECKPOINTS_FOLDER
+    steps = [layout.step_of(entry.name) for entry in folder.iterdir()] if folder.is_dir() else []
+    for step in sorted((step for step in steps if step is not None), reverse=True):
+        checkpoint = folder / layout.checkpoint_name(step)
+        if (checkpoint / layout.MANIFEST_FILE).is_file():
+            return checkpoint
+    return None
+
+
+def _model_of(path: Path, run: Path) -> tuple[Path, int | None]:
+    """Return the model folder meant by a path inside a run, and its step (None: the finished one)."""
+    if (path / layout.MANIFEST_FILE).is_file():
+        return path / layout.MODEL_FOLDER, layout.step_of(path.resolve().name)
+    if path.resolve() == run.resolve() and (run / layout.MODEL_FOLDER).is_dir():
+        return run / layout.MODEL_FOLDER, None
+    if path.resolve() in (run.resolve(), (run / layout.CHECKPOINTS_FOLDER).resolve()):
+        newest = newest_checkpoint(run)
+        if newest is None:
+            raise ConfigError(f"model: the run {run} has no model yet", next_step="let it reach its first commit")
+        return newest / layout.MODEL_FOLDER, layout.step_of(newest.name)
+    parent = path.resolve().parent
+    return path, layout.step_of(parent.name)

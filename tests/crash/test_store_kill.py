@@ -1,0 +1,289 @@
+"""Kill a process with SIGKILL before every system call of a commit (and of all else the store does), and at random.
+
+Whatever the instant, the next process finds the old state or the new one, bit for bit, and what was acknowledged is
+the new one. The killed processes are forked from one that has torch loaded, so that hundreds of them take seconds.
+
+    python tests/crash/test_store_kill.py SCENARIO FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unbroken.store import files
+from unbroken.store.checkpoints import Checkpoints, Image, Placed, publish_model
+from unbroken.store.journal import Journal
+from unbroken.store.run import create_run, prepare_folder, read_run
+
+CALLS = ["mkdir", "open", "posix_fallocate", "write", "fsync", "close", "unlink", "rmdir", "replace", "ftruncate"]
+RUN_ID = "a-run"
+DOCUMENT = {"run_id": RUN_ID}
+RANDOM_KILLS = 150
+
+
+def make_image(step: int) -> Image:
+    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
+    return Image(
+        step,
+        {
+            "weight": Placed("model/model.safetensors", "weight", weight),
+            "moment": Placed("optimizer.safetensors", "moment", weight * 2),
+        },
+        {"model/config.json": b"{}"},
+        {"step": step},
+    )
+
+
+class Run:
+    """What one process has open of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.journal = Journal(root / "journal.jsonl")
+        self.checkpoints = Checkpoints(root, RUN_ID, self.journal)
+
+    def commit(self, step: int) -> None:
+        self.journal.append({"kind": "step", "n": step})
+        self.checkpoints.commit(make_image(step))
+        self.checkpoints.wait()
+
+    def restored_step(self) -> int:
+        """Restore and compare every bit with what that step must hold."""
+        restored = self.checkpoints.restore()
+        if restored is None:
+            return 0
+        image = make_image(restored.step)
+        assert restored.state == image.state
+        assert restored.documents == image.documents
+        for name, placed in image.tensors.items():
+            assert torch.equal(restored.tensors[name], placed.tensor), name
+        numbers = [record["n"] for record in self.journal.records()]
+        assert restored.step in numbers, "the journal lost what the checkpoint builds on"
+        return restored.step
+
+
+@dataclass
+class Scenario:
+    """A folder to begin with, what a process does in it, and what must hold when it was killed on the way."""
+
+    prepare: Callable[[Path], None]
+    act: Callable[[Path], None]
+    check: Callable[[Path, bool], None]
+
+
+def two_commits(root: Path) -> None:
+    run = Run(root)
+    run.commit(1)
+    run.commit(2)
+
+
+def third_commit(root: Path) -> None:
+    Run(root).commit(3)
+
+
+def second_or_third(root: Path, acknowledged: bool) -> None:
+    run = Run(root)
+    step = run.restored_step()
+    assert step in ((3,) if acknowledged else (2, 3))
+    run.commit(step + 1)
+    assert len(run.checkpoints.steps()) == 2
+    assert not any(run.checkpoints.verify(step) for step in run.checkpoints.steps())
+    assert sorted(path.name for path in root.iterdir()) == ["checkpoints", "journal.jsonl"]
+    assert len(list((root / "checkpoints").iterdir())) == 2, "a leftover remains"
+
+
+def broken_third(root: Path) -> None:
+    two_commits(root)
+    third_commit(root)
+    weights = root / "checkpoints" / "00000003" / "optimizer.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with (root / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"torn')
+
+
+def fall_back_and_redo(root: Path) -> None:
+    run = Run(root)
+    assert run.restored_step() in (2, 3)
+    run.commit(3)
+
+
+def redone(root: Path, acknowledged: bool) -> None:
+    assert Run(root).restored_step() in ((3,) if acknowledged else (2, 3))
+    fall_back_and_redo(root)
+    assert Run(root).restored_step() == 3
+    assert (root / "checkpoints" / ".broken-00000003-0").is_dir(), "evidence was deleted"
+    assert (root / "journal.torn-0").read_bytes() == b'{"torn'
+
+
+def published_second(root: Path) -> None:
+    two_commits(root)
+    publish_model(root / "checkpoints" / "00000001", root)
+
+
+def publish_second(root: Path) -> None:
+    publish_model(root / "checkpoints" / "00000002", root)
+
+
+def whole_model(root: Path, acknowledged: bool) -> None:
+    contents = {step: _content(root / "checkpoints" / f"{step:08d}" / "model") for step in (1, 2)}
+    model = root / "model"
+    if acknowledged or model.exists():
+        assert _content(model) in ([contents[2]] if acknowledged else contents.values())
+    publish_second(root)
+    assert _content(model) == contents[2]
+    assert not list(root.glob(".t*"))
+
+
+def new_run(root: Path) -> None:
+    prepare_folder(root / "runs" / "new")
+    create_run(root / "runs" / "new", DOCUMENT)
+
+
+def a_run_or_none(root: Path, acknowledged: bool) -> None:
+    found = read_run(root / "runs" / "new")
+    assert found == DOCUMENT or (found is None and not acknowledged)
+    if found is None:
+        (root / "runs" / "new").mkdir(parents=True, exist_ok=True)
+        (root / "runs" / "new" / ".lock").touch()  # the next process takes the lock first
+        new_run(root)
+
+
+SCENARIOS = {
+    "commit": Scenario(two_commits, third_commit, second_or_third),
+    "first commit": Scenario(
+        lambda root: None, lambda root: Run(root).commit(1), lambda root, acknowledged: first(root, acknowledged)
+    ),
+    "fall back": Scenario(broken_third, fall_back_and_redo, redone),
+    "publish": Scenario(published_second, publish_second, whole_model),
+    "create": Scenario(lambda root: None, new_run, a_run_or_none),
+}
+
+
+def first(root: Path, acknowledged: bool) -> None:
+    assert Run(root).restored_step() in ((1,) if acknowledged else (0, 1))
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def die_before(number: int, half: bool) -> list[str]:
+    """Make this process kill itself before durable operation `number`, or halfway through it if it is a write."""
+    done: list[str] = []
+
+    def watched(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if len(done) == number:
+                if half and name == "write":
+                    original(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            done.append(name)
+            return original(*arguments, **named)
+
+        return call
+
+    for name in CALLS:
+        setattr(os, name, watched(name, getattr(os, name)))
+    files._rename_no_replace = watched("rename", files._rename_no_replace)
+    return done
+
+
+def run_and_die(scenario: Scenario, root: Path, number: int, half: bool) -> tuple[bool, int]:
+    """Let a forked process act on `root` until it dies; return whether it acknowledged, and how much it did."""
+    reader, writer = os.pipe()
+    write = os.write
+    child = os.fork()
+    if child == 0:
+        try:
+            done = die_before(number, half)
+            scenario.act(root)
+            write(writer, len(done).to_bytes(4, "little"))
+        finally:
+            os._exit(1)
+    os.close(writer)
+    answer = os.read(reader, 4)
+    os.close(reader)
+    os.waitpid(child, 0)
+    return bool(answer), int.from_bytes(answer, "little")
+
+
+def kill_everywhere(scenario: Scenario, folder: Path) -> int:
+    """Kill the scenario before each of its operations in turn; return how many kills that were."""
+    template, root = folder / "template", folder / "root"
+    template.mkdir()
+    scenario.prepare(template)
+    shutil.copytree(template, root)
+    acknowledged, total = run_and_die(scenario, root, 1_000_000, half=False)
+    assert acknowledged
+    assert total
+    scenario.check(root, True)
+    for number in range(total):
+        for half in (False, True):
+            shutil.rmtree(root)
+            shutil.copytree(template, root)
+            acknowledged, _ = run_and_die(scenario, root, number, half)
+            scenario.check(root, acknowledged)
+    return 2 * total
+
+
+def kill_at_random(folder: Path) -> int:
+    """One run, committing without pause, killed again and again; every process goes on from the last."""
+    draw = random.Random(0)
+    at_least = 0
+    for _ in range(RANDOM_KILLS):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                run = Run(folder)
+                step = run.restored_step()
+                while True:
+                    step += 1
+                    run.commit(step)
+                    os.write(writer, step.to_bytes(4, "little"))
+            finally:
+                os._exit(1)
+        os.close(writer)
+        time.sleep(draw.uniform(0, 0.15))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        said = b""
+        while more := os.read(reader, 65536):
+            said += more
+        os.close(reader)
+        at_least = int.from_bytes(said[-4:], "little") or at_least
+        run = Run(folder)
+        found = run.restored_step()
+        run.journal.close()
+        assert at_least <= found <= at_least + 1 + RANDOM_KILLS
+        at_least = found
+    return at_least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", [*SCENARIOS, "random"])
+def test_killed_at_any_instant(scenario: str, tmp_path: Path) -> None:
+    """In a process of its own: forking pytest with its threads would not be sound."""
+    command = [sys.executable, __file__, scenario, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert int(found.stdout) > 10
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    place = Path(sys.argv[2])
+    print(kill_at_random(place) if sys.argv[1] == "random" else kill_everywhere(SCENARIOS[sys.argv[1]], place))
