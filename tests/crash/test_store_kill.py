@@ -101,7 +101,8 @@ def second_or_third(root: Path, acknowledged: bool) -> None:
     run.commit(step + 1)
     assert len(run.checkpoints.steps()) == 2
     assert not any(run.checkpoints.verify(step) for step in run.checkpoints.steps())
-    assert sorted(path.name for path in root.iterdir()) == ["checkpoints", "journal.jsonl"]
+    others = {path.name for path in root.iterdir()} - {"checkpoints", "journal.jsonl"}
+    assert others <= {"journal.torn-0"}, "a record cut in two is kept, and nothing else"
     assert len(list((root / "checkpoints").iterdir())) == 2, "a leftover remains"
 
 
@@ -125,7 +126,7 @@ def redone(root: Path, acknowledged: bool) -> None:
     fall_back_and_redo(root)
     assert Run(root).restored_step() == 3
     assert (root / "checkpoints" / ".broken-00000003-0").is_dir(), "evidence was deleted"
-    assert (root / "journal.torn-0").read_bytes() == b'{"torn'
+    assert b'{"torn' in [path.read_bytes() for path in root.glob("journal.torn-*")]
 
 
 def published_second(root: Path) -> None:
@@ -161,19 +162,21 @@ def a_run_or_none(root: Path, acknowledged: bool) -> None:
         new_run(root)
 
 
+def first_commit(root: Path) -> None:
+    Run(root).commit(1)
+
+
+def none_or_first(root: Path, acknowledged: bool) -> None:
+    assert Run(root).restored_step() in ((1,) if acknowledged else (0, 1))
+
+
 SCENARIOS = {
     "commit": Scenario(two_commits, third_commit, second_or_third),
-    "first commit": Scenario(
-        lambda root: None, lambda root: Run(root).commit(1), lambda root, acknowledged: first(root, acknowledged)
-    ),
+    "first commit": Scenario(lambda root: None, first_commit, none_or_first),
     "fall back": Scenario(broken_third, fall_back_and_redo, redone),
     "publish": Scenario(published_second, publish_second, whole_model),
     "create": Scenario(lambda root: None, new_run, a_run_or_none),
 }
-
-
-def first(root: Path, acknowledged: bool) -> None:
-    assert Run(root).restored_step() in ((1,) if acknowledged else (0, 1))
 
 
 def _content(folder: Path) -> dict[str, bytes]:

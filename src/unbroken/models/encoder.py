@@ -226,7 +226,7 @@ class Encoder(nn.Module):
             words = ([part.path] if part.path else []) + entry.key.split(".")
             holder = self.carried
             for word in words[:-1]:
-                if not hasattr(holder, word):
+                if word not in dict(holder.named_children()):
                     holder.add_module(word, nn.Module())
                 holder = holder.get_submodule(word)
             holder.register_buffer(words[-1], entry.tensor)

@@ -87,6 +87,7 @@ class Tokenizer:
             if self._lower_case:
                 lower_case(backend)
         backend.no_padding()
+        backend.no_truncation()
         return backend
 
     def _convert(self) -> Any:

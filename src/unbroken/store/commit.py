@@ -252,10 +252,10 @@ def publish_model(checkpoint: Path, root: Path) -> dict[str, str]:
             _copy_model(checkpoint / layout.MODEL_FOLDER, aside, wanted)
             while not files.rename_new(aside, final):
                 files.remove_tree(final)  # an earlier, different model
-            files.sync_folder(root)
         except BaseException:
             files.discard(aside)
             raise
+    files.sync_folder(root)  # also when it was there: whoever placed it may have died before this
     return {path: _sha256(final, path) for path in sorted(wanted) if path.endswith(layout.WEIGHTS_SUFFIX)}
 
 

@@ -23,7 +23,10 @@ from unbroken.store.layout import HOLDER_FILE, LOCK_FILE, UNFINISHED_PREFIX
 
 
 class RunLock:
-    """The right to write in a run, from `acquire` (or `with`) to `release` or the end of the process."""
+    """The right to write in a run, from `acquire` (or `with`) to `release` or the end of the process.
+
+    Keep a reference to it for as long: what nobody refers to, nobody holds.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,21 @@ def test_the_snapshot_is_taken_before_commit_returns(run: Run, monkeypatch: pyte
     restored = run.checkpoints.restore()
     assert restored is not None
     assert restored.tensors["w"].sum() == 1000
+
+
+def test_an_interrupted_wait_leaves_the_commit_under_way(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its staging buffer is in use: the next commit must not take it for free."""
+
+    def interrupted(flights: list[Any]) -> None:
+        raise KeyboardInterrupt
+
+    run.checkpoints.commit(make_image(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(futures, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.checkpoints.commit(make_image(2))
+    run.checkpoints.commit(make_image(3))
+    assert [done.step for done in run.checkpoints.wait()] == [1, 3]
 
 
 def test_gradients_and_odd_strides_do_not_matter() -> None:
