@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unbroken.models.dropout import Dropout
+from unbroken.models.linear import Linear
 from unbroken.models.packing import Pack, attend
 
 # The name in front of every tensor in files of these families' larger models, such as masked language models.
@@ -104,7 +106,7 @@ class Embeddings(nn.Module):
         self.position_embeddings = table(config["max_position_embeddings"], width, padding if offset else None)
         self.token_type_embeddings = None if family == "mpnet" else table(config["type_vocab_size"], width)
         self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.dropout = Dropout(config["hidden_dropout_prob"])
 
     def forward(self, ids_T: Tensor, positions_T: Tensor) -> Tensor:
         """Return the input of the first layer, [T, D]."""
@@ -164,7 +166,7 @@ class Inner(nn.Module):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.dense = nn.Linear(config["hidden_size"], config["intermediate_size"])
+        self.dense = Linear(config["hidden_size"], config["intermediate_size"])
         self.activation = ACTIVATIONS[config["hidden_act"]]
 
     def forward(self, vectors_TD: Tensor) -> Tensor:
@@ -177,9 +179,9 @@ class Joined(nn.Module):
 
     def __init__(self, in_features: int, config: Mapping[str, Any]) -> None:
         super().__init__()
-        self.dense = nn.Linear(in_features, config["hidden_size"])
+        self.dense = Linear(in_features, config["hidden_size"])
         self.LayerNorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.dropout = Dropout(config["hidden_dropout_prob"])
 
     def forward(self, inner: Tensor, residual_TD: Tensor) -> Tensor:
         """Return the joined vectors, [T, D]."""
@@ -208,10 +210,10 @@ class Heads(nn.Module):
         super().__init__()
         width = config["hidden_size"]
         self.num_heads = config["num_attention_heads"]
-        self.dropout = nn.Dropout(config["attention_probs_dropout_prob"])
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.dropout = Dropout(config["attention_probs_dropout_prob"])
+        self.query = Linear(width, width)
+        self.key = Linear(width, width)
+        self.value = Linear(width, width)
 
     def forward(self, vectors_TD: Tensor, pack: Pack, biases: Sequence[Tensor] | None) -> Tensor:
         """Return the heads' outputs side by side, [T, D]."""
@@ -226,7 +228,7 @@ class MPNetAttention(nn.Module):
         super().__init__()
         self.attn = MPNetHeads(config)
         self.LayerNorm = nn.LayerNorm(config["hidden_size"], eps=config["layer_norm_eps"])
-        self.dropout = nn.Dropout(config["hidden_dropout_prob"])
+        self.dropout = Dropout(config["hidden_dropout_prob"])
 
     def forward(self, vectors_TD: Tensor, pack: Pack, biases: Sequence[Tensor] | None) -> Tensor:
         """Return the attended vectors joined to the input, [T, D]."""
@@ -241,11 +243,11 @@ class MPNetHeads(nn.Module):
         super().__init__()
         width = config["hidden_size"]
         self.num_heads = config["num_attention_heads"]
-        self.dropout = nn.Dropout(config["attention_probs_dropout_prob"])
-        self.q = nn.Linear(width, width)
-        self.k = nn.Linear(width, width)
-        self.v = nn.Linear(width, width)
-        self.o = nn.Linear(width, width)
+        self.dropout = Dropout(config["attention_probs_dropout_prob"])
+        self.q = Linear(width, width)
+        self.k = Linear(width, width)
+        self.v = Linear(width, width)
+        self.o = Linear(width, width)
 
     def forward(self, vectors_TD: Tensor, pack: Pack, biases: Sequence[Tensor] | None) -> Tensor:
         """Return the projected outputs of the heads, [T, D]."""
@@ -257,11 +259,11 @@ class MPNetHeads(nn.Module):
 
 def attend_heads(
     vectors_TD: Tensor,
-    projections: Sequence[nn.Linear],
+    projections: Sequence[Linear],
     num_heads: int,
     pack: Pack,
     biases: Sequence[Tensor] | None,
-    dropout: nn.Dropout,
+    dropout: Dropout,
 ) -> Tensor:
     """Project to query, key and value, attend within each text, and put the heads side by side: [T, D]."""
     query, key, value = (project(vectors_TD).unflatten(1, (num_heads, -1)) for project in projections)

@@ -19,6 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from unbroken.base.errors import ConfigError
 from unbroken.models.backbone import Backbone
+from unbroken.models.dropout import Dropout
+from unbroken.models.linear import Linear
 from unbroken.models.packing import ATTENTION_NAME, Pack, packed_attention
 
 # Families whose packed results are compared with the padded ones in tests/pairs/test_encoder.py.
@@ -100,7 +102,17 @@ def build(config_values: Mapping[str, Any], place: Path) -> HuggingFaceBackbone:
     except (ValueError, KeyError, TypeError, ImportError, AttributeError) as failure:
         reason = str(failure).strip().splitlines() or [type(failure).__name__]
         raise ConfigError(f"{place}/config.json: transformers cannot build this model: {reason[0]}") from None
+    quicken(model)
     return HuggingFaceBackbone(model, config)
+
+
+def quicken(model: nn.Module) -> None:
+    """Give the model's plain Linear and Dropout modules our faster forward; they hold nothing more and nothing else."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+        elif type(module) is nn.Dropout and not module.inplace:
+            module.__class__ = Dropout
 
 
 def has_pooler(config: Any) -> bool:

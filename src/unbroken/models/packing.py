@@ -11,7 +11,7 @@ tokens each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unbroken.models.binned import Bins, attend_in_bins, plan_bins
 from unbroken.models.ragged import gather_places
 
 ATTENTION_NAME = "unbroken_packed"
+
+# Without dropout torch has a kernel that never holds the scores: for longer texts that is better than bins.
+LONGEST_IN_BINS = 128
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Pack:
     positions: Tensor
     order: NDArray[np.int64]
     inverse: Tensor
+    _bins: dict[int, Bins] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, lengths: NDArray[np.int64], device: torch.device | str = "cpu") -> Pack:
@@ -57,6 +62,13 @@ class Pack:
             order=order,
             inverse=torch.from_numpy(np.argsort(order, kind="stable")).to(device),
         )
+
+    def bins(self, num_heads: int) -> Bins:
+        """Return how attention with `num_heads` heads lays the texts into bins; planned once, for all layers."""
+        if num_heads not in self._bins:
+            lengths = [length for n, length in self.runs for _ in range(n)]
+            self._bins[num_heads] = plan_bins(lengths, num_heads)
+        return self._bins[num_heads]
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """Return views [n, L, ...] of `packed` [T, ...], one for each run.
@@ -81,6 +93,10 @@ def attend(
     biases: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """Attend within each text of a pack: [T, H, D]. `biases` gives each run a [H, L, L] to add to its scores."""
+    num_heads, size = query_THD.shape[1:]
+    if suits_bins(pack, causal, window, biases, num_heads == key_TKD.shape[1], dropout, query_THD.device):
+        scale = size**-0.5 if scaling is None else scaling
+        return attend_in_bins(query_THD, key_TKD, value_TKD, pack.bins(num_heads), dropout, scale)
     per_run: Sequence[Tensor | None] = biases or [None] * len(pack.runs)
     queries, keys, values = pack.split(query_THD), pack.split(key_TKD), pack.split(value_TKD)
     attended = [
@@ -88,6 +104,21 @@ def attend(
         for query, key, value, bias in zip(queries, keys, values, per_run, strict=True)
     ]
     return torch.cat(attended)
+
+
+def suits_bins(
+    pack: Pack,
+    causal: bool,
+    window: int | None,
+    biases: Sequence[Tensor] | None,
+    same_heads: bool,
+    dropout: float,
+    device: torch.device,
+) -> bool:
+    """Return whether attention in bins can compute this, and is the fastest that can."""
+    longest = pack.runs[-1][1] if pack.runs else 0
+    plain = not causal and biases is None and same_heads and (window is None or longest <= window)
+    return plain and device.type == "cpu" and longest > 0 and (dropout > 0.0 or longest <= LONGEST_IN_BINS)
 
 
 def attend_run(
