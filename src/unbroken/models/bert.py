@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from unbroken.models.dropout import Dropout
 from unbroken.models.linear import Linear
+from unbroken.models.lookup import Lookup
 from unbroken.models.packing import Pack, attend
 
 # The name in front of every tensor in files of these families' larger models, such as masked language models.
@@ -102,7 +103,8 @@ class Embeddings(nn.Module):
         padding = 1 if family == "mpnet" else pad
         offset = family in OFFSET_FAMILIES
         self.first_position = padding + 1 if offset else 0
-        self.word_embeddings = table(config["vocab_size"], width, padding)
+        vocabulary = torch.empty(config["vocab_size"], width)
+        self.word_embeddings = Lookup(config["vocab_size"], width, padding, vocabulary)
         self.position_embeddings = table(config["max_position_embeddings"], width, padding if offset else None)
         self.token_type_embeddings = None if family == "mpnet" else table(config["type_vocab_size"], width)
         self.LayerNorm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
