@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from unbroken.base.errors import ConfigError
+
+# What pydantic's complaints mean to someone who writes YAML; the others say it well themselves.
+EXPECTED = {
+    "string_type": "text (in quotes if it looks like a number)",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "dict_type": "lines of `name: value`",
+    "list_type": "a list",
+}
+LONGEST_VALUE = 60  # characters of a value shown in a message
 
 
 class Config(BaseModel):
@@ -21,7 +34,17 @@ class Config(BaseModel):
     Each field is declared with `identity`, `content` or `operational`: whether changing it makes another run.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+
+    # Keys of other programs, and what they are called here.
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
@@ -32,8 +55,7 @@ class Config(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as failure:
-            details = failure.errors(include_url=False)[0]
-            raise explain(cls, details, origins or {}) from None
+            raise explain(cls, failure.errors(include_url=False), values, origins or {}) from None
 
     @classmethod
     def identity_keys(cls) -> list[str]:
@@ -66,21 +88,59 @@ def contract_of(cls: type[Config], key: str) -> str:
     return str(extra["contract"])
 
 
-def explain(cls: type[Config], details: ErrorDetails, origins: Mapping[str, str]) -> ConfigError:
-    """Turn pydantic's first complaint into one sentence about one key."""
-    path = ".".join(str(part) for part in details["loc"])
-    root = str(details["loc"][0]) if details["loc"] else ""
-    place = f"{origins[root]}: " if root in origins else ""
+def explain(
+    cls: type[Config], failures: Sequence[ErrorDetails], values: Mapping[str, Any], origins: Mapping[str, str]
+) -> ConfigError:
+    """Turn pydantic's complaints into one sentence about one key; an unknown key comes first, being a misspelt one."""
+    details = next((one for one in failures if one["type"] == "extra_forbidden"), failures[0])
+    path = place_of(details, values)
+    root = path.partition(".")[0]
+    origin = origins.get(root) or next(iter(origins.values()), "")
+    place = f"{origin}: " if origin else ""
     if details["type"] == "extra_forbidden":
-        hint = closest(path, cls.model_fields)
+        hint = cls.ELSEWHERE.get(path) or closest(path, cls.model_fields)
         known = f"did you mean '{hint}'?" if hint else "run `unbroken schema` for the list of keys"
         return ConfigError(f"{place}unknown key '{path}'", next_step=known)
+    meaning = cls.model_fields[root].description if root in cls.model_fields else None
+    remark = f" ({meaning})" if meaning else ""
     if details["type"] == "missing":
-        return ConfigError(f"key '{path}' is missing", next_step=f"add `{path}: ...` to the configuration")
-    given = details.get("input")
-    what = f"{place}{path}: {given!r} " if path else place
-    message = details["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{what}is not valid: {message[:1].lower()}{message[1:]}" if path else f"{place}{message}")
+        return ConfigError(f"{place}key '{path}' is missing", next_step=f"add `{path}: ...`{remark}")
+    if details["type"] == "value_error" and not path:
+        return ConfigError(f"{place}{details['msg'].removeprefix('Value error, ')}")
+    what = f"{place}{path}: {shown(details['input'])} is not valid"
+    if details["type"] == "value_error":
+        return ConfigError(what, next_step=details["msg"].removeprefix("Value error, "))
+    same = [one for one in failures if place_of(one, values) == path]  # one for each kind of value a key may have
+    expected = " or ".join(dict.fromkeys(_expected(one) for one in same))
+    near = closest(str(details["input"]), re.findall(r"'([^']*)'", expected))
+    advice = f"did you mean '{near}'?" if near else f"correct it in {origin}" if Path(origin).suffix else "correct it"
+    return ConfigError(what, why=f"it should be {expected}{remark}", next_step=advice)
+
+
+def place_of(details: ErrorDetails, values: Mapping[str, Any]) -> str:
+    """Return the dotted path of what a complaint is about, without pydantic's names for the members of a union."""
+    path, here = [], values
+    for part in details["loc"]:
+        inside = part in here if isinstance(here, Mapping) else isinstance(here, list) and isinstance(part, int)
+        if inside:
+            here = here[part]  # type: ignore[index]
+        if inside or details["type"] == "missing":
+            path.append(str(part))
+    return ".".join(path)
+
+
+def shown(value: Any) -> str:
+    """Return a value as it looks in YAML, in a few characters."""
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    else:
+        text = repr(value) if isinstance(value, str | int | float | list | dict) else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
+
+
+def _expected(details: ErrorDetails) -> str:
+    text = EXPECTED.get(details["type"]) or details["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return text.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
@@ -108,9 +168,17 @@ _Loader.add_implicit_resolver(
 )
 
 
+MERGE_TAG = "tag:yaml.org,2002:merge"
+YAML_ADVICE = "write lines of `key: value`, indented with spaces; put text with : # { [ or a tab in quotes"
+
+
 def _mapping_without_repeats(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
+        if key_node.tag == MERGE_TAG:
+            continue
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
         key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
@@ -126,13 +194,30 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file at {path}") from None
-    except (OSError, UnicodeDecodeError) as failure:
-        raise ConfigError(f"{path} cannot be read: {failure}") from None
+        near = closest(path.name, _names_in(path.parent))
+        advice = f"did you mean '{path.with_name(near)}'?" if near else "give a YAML file, or the folder of a run"
+        raise ConfigError(f"no configuration file at {path}", next_step=advice) from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"{path} is not text in UTF-8", next_step="give a YAML file, or the folder of a run"
+        ) from None
+    except OSError as failure:
+        raise ConfigError(
+            f"{path} cannot be read: {failure.strerror or failure}", next_step="check the path and its permissions"
+        ) from None
     values = parse_yaml(text, str(path))
+    if values is None:
+        raise ConfigError(f"{path} is empty", next_step="write `task: ...`, `model: ...` and so on into it")
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path} is not a list of `key: value` lines", next_step="see `unbroken train --help`")
+        raise ConfigError(f"{path} does not hold lines of `key: value`", next_step="see `unbroken train --help`")
     return values
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def parse_yaml(text: str, place: str) -> Any:
@@ -141,7 +226,10 @@ def parse_yaml(text: str, place: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as failure:
         line = f", line {failure.problem_mark.line + 1}" if failure.problem_mark else ""
-        raise ConfigError(f"{place}{line}: {failure.problem or 'not valid YAML'}") from None
+        raise ConfigError(f"{place}{line}: {failure.problem or 'not valid YAML'}", next_step=YAML_ADVICE) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as failure:  # a control character, a 13th month, {{{{{{...
+        cause = str(failure).partition("\n")[0]
+        raise ConfigError(f"{place}: not valid YAML: {cause}", next_step=YAML_ADVICE) from None
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -153,11 +241,13 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
-            raise ConfigError(f"--set {setting}: expected key=value")
+            raise ConfigError(f"--set {setting}: there is no key=value", next_step="write it as --set batch_size=64")
         *parents, last = key.strip().split(".")
         level = values
         for parent in parents:
             level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise ConfigError(f"--set {setting}: '{parent}' was set to a single value", next_step="leave out one")
         level[last] = parse_yaml(text, f"--set {key}")
     return values
 

@@ -40,6 +40,16 @@ def evaluate(
     from unbroken.cli.output import print_values
     from unbroken.tasks.embed.measure import measure
 
-    given = dict(pair.split("=", 1) for pair in columns or [] if "=" in pair)
-    print_values(measure(model, data, loss, given), as_json=json)
+    print_values(measure(model, data, loss, pairs(columns or [])), as_json=json)
     return 0
+
+
+def pairs(given: list[str]) -> dict[str, str]:
+    """Return `["role=column"]` as a mapping. Raises `ConfigError` for one without a role or a column."""
+    from unbroken.base.errors import ConfigError
+
+    for pair in given:
+        role, _, column = pair.partition("=")
+        if not role or not column:
+            raise ConfigError(f"--columns {pair}: there is no role=column", next_step="write it as anchor=question")
+    return dict(pair.split("=", 1) for pair in given)

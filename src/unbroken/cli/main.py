@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
+from cyclopts.argument import Argument
+from cyclopts.exceptions import UnknownCommandError
 
 from unbroken import __version__
+from unbroken.cli.output import notices
 
 HELP = """Fine-tune text models in runs that survive anything, to the bit, and prove it.
 
@@ -37,29 +41,70 @@ VERBS = {
 }
 
 
-def build_app() -> App:
-    """Return the command line."""
+def build_app(asked: str = "") -> App:
+    """Return the command line; the verb asked for explains itself, from its docstring with the examples."""
     app = App(name="unbroken", help=HELP, version=__version__, help_format="markdown")
     for name, (target, summary) in VERBS.items():
-        app.command(target, name=name, help=summary)
+        app.command(target, name=name, **({} if name == asked else {"help": summary}))
     return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code the help documents."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    # Read when torch is imported: threads that wait sleep instead of spinning, which costs a shared machine dearly and
+    # changes no bit of a result.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when transformers is imported: what it would log goes to stderr in its own format, beside ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    leave(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command and return its exit code; a failure is one line on stderr, or raised with --debug."""
+    debug = "--debug" in arguments
+    given = [argument for argument in arguments if argument != "--debug"]
     # A broken pipe is somebody's `| head`, not a fault of ours; it must never stop a run either.
     try:
-        code = build_app()(given, exit_on_error=True, print_error=True, result_action="return_value")
+        with notices(say):
+            app = build_app(given[0] if given else "")
+            code = app(given, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:
-        leave(130)
+        return 130
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 1 if leaving.code else 0
+    except CycloptsError as failure:
+        return usage(failure)
     except Exception as failure:
         if debug:
             raise
-        leave(explain(failure))
-    leave(code if isinstance(code, int) else 0)
+        return explain(failure)
+    return code if isinstance(code, int) else 0
+
+
+def say(text: str) -> None:
+    """Print one line on stderr, whatever `text` holds."""
+    print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
+
+
+def usage(failure: CycloptsError) -> int:
+    """Print one line about a command that was mistyped; return the exit code."""
+    verb = " ".join(failure.command_chain or ())
+    match failure:
+        case UnknownCommandError(unused_tokens=[word, *_]):
+            near = difflib.get_close_matches(word, VERBS, n=1)
+            what = f"there is no command '{word}'" + (f"; did you mean '{near[0]}'?" if near else "")
+        case MissingArgumentError(argument=Argument() as argument):
+            given = [name for name in argument.names if name in (failure.root_input_tokens or ())]
+            is_option = argument.index is None or len(argument.names) > 1
+            name = argument.name if is_option else argument.name.lstrip("-").upper()
+            what = f"{given[0]} needs a value" if given else f"{name} is missing"
+        case UnusedCliTokensError(unused_tokens=[word, *_]):
+            what = f"'{word}' is one argument too many"
+        case _:
+            what = str(failure).rstrip(".")
+    place, command = (f"{verb}: ", f"unbroken {verb}") if verb else ("", "unbroken")
+    say(f"{place}{what}; see `{command} --help`")
+    return 2
 
 
 def explain(failure: Exception) -> int:
@@ -67,15 +112,13 @@ def explain(failure: Exception) -> int:
     from unbroken.base.errors import UnbrokenError
 
     if isinstance(failure, UnbrokenError):
-        print(f"unbroken: {' '.join(str(failure).split())}", file=sys.stderr)
+        say(str(failure))
         return failure.exit_code
     if isinstance(failure, BrokenPipeError):
         return 0
-    text = " ".join(str(failure).split())
-    print(
-        f"unbroken: internal error: {type(failure).__name__}: {text}; what was committed stands; "
-        "give the command again with --debug for the traceback",
-        file=sys.stderr,
+    say(
+        f"internal error: {type(failure).__name__}: {failure}; what was committed stands; "
+        "give the command again with --debug for the traceback"
     )
     return 1
 

@@ -1,10 +1,13 @@
-"""Results on stdout: one flat JSON object, or an aligned table for people."""
+"""Results on stdout: one flat JSON object, or an aligned table for people. Warnings on stderr, a line each."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 
 def print_json(values: Mapping[str, Any]) -> None:
@@ -20,3 +23,33 @@ def print_values(values: Mapping[str, Any], *, as_json: bool) -> None:
     width = max(map(len, values), default=0)
     for name, value in values.items():
         print(f"{name:<{width}}  {value:.4f}" if isinstance(value, float) else f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def notices(say: Callable[[str], None]) -> Iterator[None]:
+    """Have every warning said by `say` in one line, once, without the line of source code it came from.
+
+    Those meant for programmers are left out, unless Python was started with `-W` or PYTHONWARNINGS.
+    """
+    said: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", UserWarning)
+            warnings.simplefilter("always", RuntimeWarning)
+        warnings.showwarning = show
+        yield

@@ -45,7 +45,8 @@ def train(
         Print the outcome as one JSON object.
     """
     from unbroken.base.config import merge, parse_overrides
-    from unbroken.cli.output import print_json
+    from unbroken.cli.output import notices, print_json
+    from unbroken.run.report import Notice
     from unbroken.run.stop import StopRequest
     from unbroken.tasks.train import Request, carry_out
     from unbroken.views.terminal import Terminal
@@ -57,7 +58,8 @@ def train(
     request = request.with_values(merge(request.values, overrides), dict.fromkeys(overrides, "--set"))
     terminal = Terminal(sys.stderr)
     stop = StopRequest()
-    ended = carry_out(request, terminal, stop, terminal.progress)
+    with notices(lambda text: terminal(Notice(text))):
+        ended = carry_out(request, terminal, stop, terminal.progress)
     if json:
         print_json(
             {"finished": ended.finished, "step": ended.step, "model": ended.model, "reason": ended.reason}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from unbroken.base.config import shown
 from unbroken.base.errors import CannotContinueError
 
 Contract = dict[str, Any]
+DIGEST = ".digest"
 
 
 def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
@@ -29,9 +31,13 @@ def require_same(recorded: Contract, asked: Contract, *, run: str, origins: Mapp
         return
     lines = []
     for path, old, new in changed:
-        key = path.rpartition(".")[2]
-        origin = origins.get(key, "default")
-        lines.append(f"{path.removeprefix('config.')}: {old!r} (this run) -> {new!r} ({origin})")
+        name = path.removeprefix("config.")
+        origin = origins.get(name.partition(".")[0]) or origins.get("model", "default")
+        if path.endswith(DIGEST):
+            name, old, new = name.removesuffix(DIGEST), f"content {old[:8]}", f"content {new[:8]}"
+        else:
+            old, new = shown(old), shown(new)
+        lines.append(f"{name}: {old} (this run) -> {new} ({origin})")
     raise CannotContinueError(
         f"{run} was started with another configuration: " + ", ".join(lines),
         why="going on would make neither the one model nor the other",

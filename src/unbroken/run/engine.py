@@ -6,7 +6,7 @@ However often the process stops on the way, the final state is the same, bit for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,12 +76,13 @@ class Engine:
         self._last_record: dict[str, Any] = {}
         self._committed = -1
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
         with self.stop.listening(self._announce):
             self._begin()
             if self.settings.commit_first and self.state.step == 0:
                 self._commit()
+                self._poll(wait=True)  # a step recorded before it is durable could not be made again
             self.evaluations.settle(self.state)
             while self.state.step < self.job.last_step and not self.stop.requested:
                 number = self.state.step
@@ -112,7 +113,7 @@ class Engine:
         if the journal holds this step with other results.
         """
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         state = self.state
         index, phase = self.job.phase_at(state.step)
         rate = state.optimizer.param_groups[0]["lr"]
@@ -124,6 +125,13 @@ class Engine:
         self._record(self._step_record(value, norm, float(rate)))
         self.report(Stepped(state.step, value, norm, float(rate), len(self._draw.ids)))
         return value
+
+    def load(self, step: int) -> None:
+        """Put the state after `step` steps in place without beginning a segment: that of a finished run."""
+        self.state = State.initial(self.job)
+        restored = self.folder.checkpoints.restore(step)
+        assert restored is not None
+        self.state.restore(restored)
 
     def _begin(self) -> None:
         """Restore the newest good checkpoint, if any, and note the beginning of a segment."""
@@ -156,7 +164,13 @@ class Engine:
             self.report(Notice(f"the environment changed: {line}; the replayed steps will show whether bits do"))
         self.environment = numerics
         self.folder.journal.append(
-            {"kind": "segment", "segment": self.segment, "step": self.state.step, "environment": numerics}
+            {
+                "kind": "segment",
+                "segment": self.segment,
+                "step": self.state.step,
+                "last_step": self.job.last_step,
+                "environment": numerics,
+            }
             | environment.circumstances()
         )
         for text in self.folder.journal.damaged:

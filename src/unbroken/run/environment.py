@@ -6,6 +6,7 @@ import os
 import platform
 import socket
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -44,8 +45,15 @@ def numerics(device: torch.device) -> dict[str, Any]:
 
 
 def circumstances() -> dict[str, Any]:
-    """Return who ran a segment and how: for people, never compared."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "command": sys.argv, "folder": os.getcwd()}
+    """Return when, where and how a segment began: for people, never compared."""
+    began = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return {
+        "began": began,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": sys.argv,
+        "folder": os.getcwd(),
+    }
 
 
 def cpu_model() -> str:

@@ -7,12 +7,13 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from unbroken.base.errors import CannotContinueError
+from unbroken.base.errors import CannotContinueError, StorageError
 from unbroken.run.contract import Contract
 from unbroken.run.proof import proof
 from unbroken.run.report import Ended
@@ -21,6 +22,8 @@ from unbroken.store.checkpoints import Checkpoints, Restored, publish_model
 from unbroken.store.journal import Journal, Mark
 from unbroken.store.lock import RunLock
 from unbroken.store.run import create_run, prepare_folder, read_run
+
+ASIDE_PREFIX = "before-restart-"
 
 
 class RunFolder:
@@ -114,9 +117,26 @@ class RunFolder:
         return Ended(record["n"], finished=True, reason="", model=str(model), proof=self.proof())
 
     def close(self) -> None:
-        """Let go of the run."""
+        """Let go of the run, once a commit under way has ended; what became of it the next start will see."""
+        with suppress(StorageError):
+            self.checkpoints.wait()
         self.journal.close()
         self.lock.release()
+
+
+def move_aside(root: Path) -> Path:
+    """Rename the run at `root`, out of the way of a new one, and return where it is now.
+
+    Raises `BusyError` if a process is in it.
+    """
+    lock = RunLock(root)
+    lock.acquire()
+    try:
+        moved = files.set_aside(root, ASIDE_PREFIX)
+    finally:
+        lock.release()
+    files.discard(moved / layout.HOLDER_FILE)
+    return moved
 
 
 def _has_sum(path: Path, sha256: str) -> bool:

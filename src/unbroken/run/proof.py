@@ -36,7 +36,9 @@ def verdict(found: dict[str, Any]) -> str:
     if found["drift_from"]:
         return f"exact up to step {found['drift_from'] - 1}, inexact from there (drift was accepted)"
     if found["missing_steps"]:
-        return f"{found['missing_steps']} steps have no record: unproved"
+        missing = found["missing_steps"]
+        return f"{missing} {'step has' if missing == 1 else 'steps have'} no record: unproved"
     if found["replayed_steps"]:
-        return f"{found['replayed_steps']} replayed steps identical to the bit"
+        count = found["replayed_steps"]
+        return f"{count} replayed {'step' if count == 1 else 'steps'} identical to the bit"
     return "uninterrupted" if found["segments"] == 1 else "not disproved (nothing was replayed)"

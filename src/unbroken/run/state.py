@@ -107,6 +107,12 @@ class State:
             raise CannotContinueError(
                 f"checkpoint {restored.step} holds optimizer state for {unknown[0]}, which this run does not train"
             )
+        if len(restored.state["groups"]) != len(self.optimizer.param_groups):
+            raise CannotContinueError(
+                f"checkpoint {restored.step} holds {len(restored.state['groups'])} parameter groups of the optimizer, "
+                f"which has {len(self.optimizer.param_groups)} now",
+                next_step="give the optimizer all its groups from the start; a rate of 0 keeps one still",
+            )
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         names = {id(parameter): name for name, parameter in self.trained.items()}
         packed = self.optimizer.state_dict()
@@ -120,23 +126,28 @@ class State:
                 if key != "names":
                     group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         self.optimizer.load_state_dict(packed)
+        for parameter in ordered:  # torch casts slots to the parameter's type, also where the optimizer keeps another
+            for slot, value in slots.get(names[id(parameter)], {}).items():
+                if isinstance(value, Tensor) and self.optimizer.state[parameter][slot].dtype != value.dtype:
+                    self.optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
 def begin_phase(job: Job, index: int) -> tuple[dict[str, Parameter], Optimizer]:
-    """Freeze what phase `index` does not train and build its optimizer over the rest."""
+    """Freeze what phase `index` does not train, build its optimizer over the rest, and return both.
+
+    What counts as trained is what the optimizer holds: only that has its gradients measured, clipped and released.
+    """
     phase: Phase = job.phases[index]
-    held = dict(held_tensors(job.modules))
-    trained = {}
-    for name, parameter in held.items():
-        if isinstance(parameter, Parameter):
-            if phase.trains is not None:
-                parameter.requires_grad_(phase.trains(name))
-            if parameter.requires_grad:
-                trained[name] = parameter
-    if not trained:
+    parameters = {name: p for name, p in held_tensors(job.modules) if isinstance(p, Parameter)}
+    if phase.trains is not None:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(phase.trains(name))
+    movable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    if not movable:
         raise ConfigError(f"phase '{phase.name}' has nothing to train")
-    optimizer = phase.optimizer(trained)
-    known = {id(parameter) for parameter in trained.values()}
+    optimizer = phase.optimizer(movable)
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    known = {id(parameter) for parameter in parameters.values()}
     strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
     if strangers:
         shapes = ", ".join(str(tuple(parameter.shape)) for parameter in strangers[:3])
@@ -145,7 +156,7 @@ def begin_phase(job: Job, index: int) -> tuple[dict[str, Parameter], Optimizer]:
             why="they would be trained but never saved",
             next_step="pass every module that is trained",
         )
-    return trained, optimizer
+    return {name: parameter for name, parameter in parameters.items() if id(parameter) in held}, optimizer
 
 
 def held_tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -41,9 +41,7 @@ def _listed(inode: int) -> bool | None:
         lines = KERNEL_LOCKS.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    return any(
-        part.rpartition(":")[2] == str(inode) for line in lines for part in line.split() if part.count(":") == 2
-    )
+    return any(part.rpartition(":")[2] == str(inode) for line in lines for part in line.split() if part.count(":") == 2)
 
 
 def _has_open(pid: object, path: Path) -> bool | None:

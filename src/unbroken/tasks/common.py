@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, field_validator, model_validator
 
 from unbroken.base.config import Config, content, identity, operational
+
+# What the same thing is called elsewhere, for those who come from there.
+ELSEWHERE = {
+    "base_model": "model",
+    "dataset": "train_data",
+    "device_map": "device",
+    "epochs": "num_train_epochs",
+    "eval_batch_size": "batch_size",
+    "eval_dataset": "eval_data",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "lr": "learning_rate",
+    "max_seq_length": "max_length",
+    "mini_batch_size": "micro_batch_size",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "num_epochs": "num_train_epochs",
+    "per_device_train_batch_size": "batch_size",
+    "scheduler": "lr_scheduler_type",
+    "train_batch_size": "batch_size",
+    "train_dataset": "train_data",
+}
+DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
@@ -17,6 +43,8 @@ class TrainingConfig(Config):
     `batch_size` is the whole batch of a step and `micro_batch_size` the part of it in memory at once, so that the
     meaning of a configuration does not hang on the hardware.
     """
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
 
     task: str = identity(description="the kind of learning")
     model: str = content(description="model folder, run, checkpoint, or hub id")
@@ -42,7 +70,9 @@ class TrainingConfig(Config):
     max_grad_norm: float = identity(1.0, ge=0, description="gradients are scaled down to this norm; 0: never")
     seed: int = identity(42, ge=0, description="every random draw of the run follows from it")
     max_length: int | None = identity(None, gt=0, description="tokens per text; default: the model's own")
-    threads: int | Literal["auto"] = identity("auto", description="CPU threads; part of the run, since bits hang on it")
+    threads: Annotated[int, Field(gt=0, le=1024)] | Literal["auto"] = identity(
+        "auto", description="CPU threads; part of the run, since bits hang on it"
+    )
     device: str = identity("auto", description="auto, cpu, cuda, cuda:1")
 
     save_strategy: Literal["auto", "steps", "epoch", "time"] = operational(
@@ -56,15 +86,43 @@ class TrainingConfig(Config):
     metric_for_best_model: str | None = identity(None, description="default: the task's main metric")
     greater_is_better: bool = identity(True, description="whether more of that metric is better")
 
+    @field_validator("model", "output_dir", "train_data", "eval_data", mode="before")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return os.path.expanduser(os.fspath(value)) if isinstance(value, str | os.PathLike) else value
+
+    @field_validator("train_data", "eval_data")
+    @classmethod
+    def _one_source(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and value and isinstance(value[0], str | Path):
+            raise ValueError("give one file; several can be joined into one")
+        if isinstance(value, bool | int | float | Mapping):
+            raise ValueError("give the path of a file, a list of rows, or a dataset")
+        return value
+
+    @field_validator("train_data")
+    @classmethod
+    def _some_source(cls, value: Any) -> Any:
+        if value is None or value == "":
+            raise ValueError("give the path of a file, a list of rows, or a dataset")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if DEVICES.fullmatch(value) is None:
+            raise ValueError("give auto, cpu, cuda or cuda:N")
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
-                "batch_size is the whole batch of a step"
+                "batch_size is the whole batch of a step, micro_batch_size the part of it in memory at once"
             )
         if self.load_best_model_at_end and self.eval_data is None:
-            raise ValueError("load_best_model_at_end needs eval_data to choose by")
+            raise ValueError("load_best_model_at_end has nothing to choose by; add `eval_data: FILE`, or leave it out")
         return self
 
     @property

@@ -19,5 +19,8 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device: {name!r} is not known", next_step="give auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name} is not there; torch sees {torch.cuda.device_count()} GPUs")
+        raise ConfigError(
+            f"device: {name} is not there; torch sees {torch.cuda.device_count()} GPUs",
+            next_step="set device to cpu or auto, or install a torch with CUDA on a machine with a GPU",
+        )
     return device

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import backward
 from torch.optim import Optimizer
 
-from unbroken.base.errors import ConfigError, DataError
-from unbroken.base.fingerprint import canonical, digest, short_digest
+from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.plan.plan import Plan, steps_for
-from unbroken.run import contract, environment
+from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
 from unbroken.run.engine import Engine, Settings
-from unbroken.run.folder import RunFolder
+from unbroken.run.folder import RunFolder, move_aside
 from unbroken.run.job import Job, Phase
-from unbroken.run.report import Ended, Reporter, plain
-from unbroken.run.state import held_tensors
+from unbroken.run.preflight import require_new_folder, require_space
+from unbroken.run.report import Ended, Notice, Reporter, plain
+from unbroken.run.state import begin_phase, held_tensors
 from unbroken.store import layout
 from unbroken.store.run import read_run
+from unbroken.tasks.loop_contract import describe, require_scheduler_held, require_unchanged
+from unbroken.tasks.loop_extras import SWITCHES, extra, switches
+from unbroken.tasks.loop_rows import Rows, require_rows, row_digests, take
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE
 
 
 class Loop:
@@ -31,35 +39,51 @@ class Loop:
                     data=rows, batch_size=32, num_epochs=3)
         for batch in loop.batches():
             loss = ...                 # your forward pass and loss
-            loop.step(loss)            # backward, clipping, optimizer step, record, commit
+            loop.step(loss)            # backward, clipping, optimizer step, zero_grad, record, commit
 
-    Started again after any interruption, the loop goes on from the last commit and ends with the tensors it would
-    have ended with. Everything the optimizer touches must be in `modules`; what draws random numbers in the loop
-    body through torch, Python's `random` or numpy's global generator repeats, because each step seeds them.
+    Started again after any interruption, the loop goes on from its last commit and ends with the bits it would have
+    ended with; started again when finished, it puts the finished tensors into `modules` and yields nothing.
+    SIGTERM and Ctrl-C finish the step, commit, and end the process (75, 130), so that what follows the loop only ever
+    sees a finished run. `loop.stop()` commits and leaves the loop; `break` or an exception leaves it without a commit:
+    the steps since the last one are made again, and compared, by the next start.
 
-    `data` is any sequence; its rows are fingerprinted, or give `fingerprint`, a text that changes when they do.
-    `collate` turns the list of a batch's rows into the batch (default: the list). `learning_rate` is a function of
-    the step, counted from 0; without it the optimizer's own rates are kept, and restored. `extras` are other
-    objects with `state_dict` and `load_state_dict` whose state JSON can hold (a scheduler, a counter).
+    `modules` name everything training changes: modules, loss and bare parameters. `data` is what has a length and
+    rows by number (list, datasets.Dataset, map-style torch dataset); its rows are fingerprinted, or give
+    `fingerprint`, a text that changes when they do. `collate` turns the list of a batch's rows into the batch
+    (default: the list). `batch_size` is all the examples of a step; split the batch in the body to accumulate.
+    What is drawn in collate and body from the global generators of torch, Python and numpy repeats, because each
+    step seeds them. `extras` hold what else has a state: a torch scheduler, your own generators (torch, Python,
+    numpy), any object with `state_dict` and `load_state_dict`. `learning_rate` gives the rate of step n, from 0;
+    without it the optimizer's own rates are kept. `max_grad_norm` clips; without it nothing does. `evaluate` is
+    called at the start, every `eval_steps`, and at the end, in eval mode and without gradients.
+
+    `restart` moves a run that stands in the way aside; `accept_drift` goes on where results no longer repeat.
+
+    Raises `ConfigError` or `DataError` for what could not be made exact, `CannotContinueError` if anything else than
+    the saving, evaluating and reporting differs from how the run was started.
     """
+
+    _engine: Engine | None = None
+    _in_body = False
+    _stepping = False
 
     def __init__(
         self,
         output_dir: str | Path,
         *,
-        modules: Mapping[str, nn.Module],
+        modules: Mapping[str, nn.Module | nn.Parameter],
         optimizer: Optimizer,
-        data: Sequence[Any],
+        data: Rows,
         batch_size: int,
         num_epochs: float | None = None,
         max_steps: int | None = None,
         seed: int = 42,
-        collate: Callable[[list[Any]], Any] = lambda rows: rows,
+        collate: Callable[[list[Any]], Any] = list,
         learning_rate: Callable[[int], float] | None = None,
         max_grad_norm: float | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate: Callable[[], Mapping[str, float]] | None = None,
         eval_steps: int | None = None,
         extras: Mapping[str, Any] | None = None,
         fingerprint: str | None = None,
@@ -67,126 +91,250 @@ class Loop:
         save_seconds: float | None = None,
         save_total_limit: int = 2,
         threads: int | None = None,
+        restart: bool = False,
+        accept_drift: bool = False,
         report: Reporter = plain,
     ) -> None:
-        if not len(data):
-            raise DataError("the data are empty", next_step="give at least one row")
+        self._root, self._keep, self._report = Path(output_dir), save_total_limit, report
+        self._optimizer, self._extras = optimizer, dict(extras or {})
+        require_rows(data)
+        require_scheduler_held(optimizer, self._extras, own_rate=learning_rate is not None)
+        plan = Plan(len(data), positive("batch_size", batch_size), seed, drop_last, shuffle)
         if num_epochs is None and max_steps is None:
             raise ConfigError("a loop needs num_epochs or max_steps")
-        environment.pin(threads or torch.get_num_threads())
-        plan = Plan(len(data), batch_size, seed, drop_last, shuffle)
-        self._optimizer = optimizer
+        last_step = steps_for(plan, positive("num_epochs", num_epochs), positive("max_steps", max_steps))
+        held = named_modules(modules)
         self._job = Job(
             seed=seed,
-            phases=(
-                Phase(
-                    name="loop",
-                    end_step=steps_for(plan, num_epochs, max_steps),
-                    plan=plan,
-                    optimizer=lambda trained: optimizer,
-                    learning_rate=learning_rate,
-                    max_grad_norm=max_grad_norm,
-                ),
-            ),
-            modules=modules,
-            encode=lambda ids, epoch: collate([data[int(index)] for index in ids]),
+            phases=(Phase("loop", last_step, plan, lambda trained: optimizer, learning_rate, None, max_grad_norm),),
+            modules=held,
+            encode=lambda ids, epoch: collate(take(data, ids.tolist())),
             gradients=None,
-            layout=lambda name: place(modules, name),
-            documents=lambda: documents(modules),
-            evaluate=evaluate or dict,
+            layout=lambda name: place(held, name),
+            documents=lambda: documents(held),
+            evaluate=lambda: {name: float(value) for name, value in (evaluate() if evaluate else {}).items()},
             evaluation_id="loop" if evaluate else "",
-            extras=extras or {},
+            extras={name: extra(name, thing) for name, thing in self._extras.items()} | {SWITCHES: switches(held)},
         )
-        asked = self._contract(fingerprint or row_fingerprint(data), len(data), plan)
-        root = Path(output_dir)
-        if read_run(root) is None:
-            self._folder = RunFolder.create(root, asked, config=asked["config"], keep=save_total_limit)
-        else:
-            self._folder = RunFolder.open(root, keep=save_total_limit)
-            contract.require_same(self._folder.contract, asked, run=str(root), origins={})
         strategy: SaveStrategy = "steps" if save_steps else "time" if save_seconds else "auto"
-        settings = Settings(Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True)
-        self._engine = Engine(self._job, self._folder, settings, report)
+        self._settings: Callable[[], Settings] = lambda: Settings(
+            Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True, accept_drift=accept_drift
+        )
+        if restart and read_run(self._root) is not None:
+            report(Notice(f"moved the earlier run to {move_aside(self._root)}"))
+        self._check(data, fingerprint, threads)
 
     def batches(self) -> Iterator[Any]:
-        """Yield the batch of every step that is still to do; `step(loss)` must follow each."""
-        finished = self._folder.finished()
-        if finished is not None:
-            self._engine.report(finished)
-            self._engine.ended = finished
-        else:
-            yield from self._engine.batches()
-        self._folder.close()
+        """Yield the batch of every step that is still to do; `step(loss)` must follow each.
 
-    def step(self, loss: Tensor) -> float:
-        """Finish the step: backward, clip, optimizer step, record. Returns the loss as a number.
-
-        Raises `TrainingError` before any parameter moves if a gradient is not finite, and `CannotContinueError` if
-        the journal holds this step with other results.
+        The run is held, and its state put into modules, optimizer and extras, from the first batch to the end of the
+        loop. After a stop by a signal this ends the process with `SystemExit`.
         """
-        return self._engine.step(loss)
+        folder = self._open()
+        try:
+            engine = self._engine = Engine(self._job, folder, self._settings(), self._report)
+            finished = folder.finished()
+            if finished is not None:
+                engine.load(finished.step)
+                engine.ended = finished
+                self._report(finished)
+                return
+            with self._guarded(), closing(engine.batches()) as batches:
+                for batch in batches:
+                    self._in_body = True
+                    yield batch
+                    self._in_body = False
+        except GeneratorExit:
+            self._left(folder)
+            raise
+        finally:
+            folder.close()
+        if engine.stop.signal is not None:
+            sys.exit(engine.stop.exit_code)
+
+    def step(self, loss: Tensor | float) -> float:
+        """Finish the step: backward, clip, optimizer step, zero_grad, record. Returns the loss as a number.
+
+        A loss without a graph (a number, or detached) is only recorded: then the body has called `backward`, once or
+        several times. Raises `ConfigError` if this is the second step for one batch, `TrainingError` before any
+        parameter moves if a gradient is not finite, and `CannotContinueError` if the journal holds this step with
+        other results.
+        """
+        if not self._in_body:
+            raise ConfigError(
+                "loop.step() was called twice for one batch, or outside the loop",
+                why="each batch is one step, or it could not be repeated",
+                next_step="accumulate with loss.backward() and call loop.step() once",
+            )
+        self._in_body = False
+        value = loss if isinstance(loss, Tensor) else torch.tensor(float(loss), dtype=torch.float64)
+        if value.requires_grad:
+            take_gradient(value)
+        assert self._engine is not None
+        if all(parameter.grad is None for parameter in self._engine.state.trained.values()):
+            raise ConfigError(
+                "no trained parameter has a gradient",
+                next_step="pass loop.step() a loss with its graph, or call backward() and not zero_grad() before",
+            )
+        self._stepping = True
+        try:
+            return self._engine.step(value.detach())
+        except CannotContinueError as refusal:
+            raise CannotContinueError(refusal.what, why=f"{refusal.why}; {OWN_CAUSES}", next_step=OWN_WAYS) from None
+        finally:
+            self._stepping = False
+
+    def stop(self, reason: str = "asked to") -> None:
+        """Leave the loop, committed, once the body in progress has ended; the next start goes on from there."""
+        if self._engine is not None:
+            self._engine.stop.ask(reason)
 
     @property
     def ended(self) -> Ended:
         """How the run stands after the loop: finished or stopped, at which step, with what proof."""
-        return self._engine.ended
+        return self._engine.ended if self._engine else Ended(0, finished=False, reason="not begun", model="")
+
+    @property
+    def model_path(self) -> Path:
+        """Where the finished run's tensors are: one file a module, or a model folder for an `Encoder`."""
+        return self._root / layout.MODEL_FOLDER
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps the whole run has."""
+        return self._job.last_step
 
     @property
     def step_number(self) -> int:
-        """How many steps are finished."""
-        return self._engine.state.step
+        """How many steps are finished: in the body before `step`, the number of this step counted from 0."""
+        return self._engine.state.step if self._engine else 0
 
-    def _contract(self, rows: str, num_rows: int, plan: Plan) -> contract.Contract:
-        phase = self._job.phases[0]
-        shapes = [[name, list(t.shape), str(t.dtype)] for name, t in held_tensors(self._job.modules)]
-        groups = [
-            {key: value for key, value in group.items() if isinstance(value, bool | int | float | str) and key != "lr"}
-            for group in self._optimizer.param_groups
-        ]
-        return {
-            "config": {
-                "task": "loop",
-                "plan": plan.fingerprint(),
-                "steps": phase.end_step,
-                "max_grad_norm": phase.max_grad_norm,
-                "optimizer": type(self._optimizer).__name__,
-                "groups": groups,
-                "threads": torch.get_num_threads(),
-            },
-            "data": {"digest": rows, "examples": num_rows},
-            "model": {"shapes": digest(canonical(shapes))},
-        }
+    @property
+    def epoch(self) -> int:
+        """The epoch of step `step_number`, from 0."""
+        return self._job.phases[0].plan.draw(self.step_number).epoch
+
+    def _check(self, data: Rows, fingerprint: str | None, threads: int | None) -> None:
+        """Refuse now what would fail later; pin the threads, for a run that exists to those it has."""
+        document = read_run(self._root)
+        recorded = document["contract"] if document else None
+        environment.pin(threads or (recorded or {}).get("config", {}).get("threads") or torch.get_num_threads())
+        begin_phase(self._job, 0)
+        self._digests = row_digests(data) if fingerprint is None else np.empty(0, dtype=np.uint64)
+        self._contract = describe(self._job, self._optimizer, self._extras, self._digests, fingerprint)
+        if recorded is not None:
+            require_unchanged(self._root, recorded, self._contract, self._digests)
+            return
+        require_new_folder(self._root)
+        weights = sum(tensor.numel() * tensor.element_size() for _, tensor in held_tensors(self._job.modules))
+        require_space(self._root, weights * (CHECKPOINT_MULTIPLE * (self._keep + 1) + 1))
+
+    def _open(self) -> RunFolder:
+        """Hold the run, made now if it is new."""
+        if read_run(self._root) is None:
+            digests, config = self._digests.astype("<u8").tobytes(), self._contract["config"]
+            return RunFolder.create(self._root, self._contract, config=config, keep=self._keep, row_digests=digests)
+        folder = RunFolder.open(self._root, keep=self._keep)
+        try:
+            require_unchanged(self._root, folder.contract, self._contract, self._digests)
+        except CannotContinueError:
+            folder.close()
+            raise
+        return folder
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Begin without gradients, and refuse optimizer steps that no record would show."""
+
+        def refuse(*ignored: Any) -> None:
+            if not self._stepping:
+                raise ConfigError(
+                    "optimizer.step() was called in the loop body",
+                    why="loop.step(loss) does it, and records it",
+                    next_step="leave optimizer.step() out",
+                )
+
+        self._optimizer.zero_grad(set_to_none=True)
+        hook = self._optimizer.register_step_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._in_body = False
+
+    def _left(self, folder: RunFolder) -> None:
+        """Say where a loop left by `break` or an exception stands.
+
+        Nothing is committed: what the rest of the body would have done to scheduler or modules is missing.
+        """
+        assert self._engine is not None
+        try:
+            folder.checkpoints.wait()
+        except StorageError as failure:
+            self._report(Notice(str(failure)))
+        step, committed = self._engine.state.step, max(folder.checkpoints.steps(), default=0)
+        self._engine.ended = Ended(step, finished=False, reason="the loop was left", model="")
+        self._report(
+            Notice(
+                f"left the loop after step {step}; the next start goes on from the commit of step {committed}"
+                " (loop.stop() instead of break commits first)"
+            )
+        )
 
 
-def row_fingerprint(data: Sequence[Any]) -> str:
-    """Return a digest of all rows in order. Raises `DataError` for a row it cannot read the content of."""
-    return digest(b"".join(short_digest(row_bytes(data[index])).to_bytes(8, "little") for index in range(len(data))))
+OWN_CAUSES = (
+    "or the loop draws from a generator of its own, or keeps state (a counter, a cache) "
+    "that is neither in modules nor in extras"
+)
+OWN_WAYS = (
+    "pass generators and whatever else has a state in extras, restore the environment the run began in "
+    "(`unbroken show RUN` lists it), or go on inexactly with Loop(accept_drift=True)"
+)
 
 
-def row_bytes(value: Any) -> bytes:
-    """Return bytes that tell rows apart: JSON values, arrays and tensors, and containers of them."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-    if hasattr(value, "tobytes"):
-        return b"a%s" % value.tobytes()
-    if isinstance(value, Mapping):
-        return b"{%s}" % b",".join(canonical(str(key)) + b":" + row_bytes(value[key]) for key in sorted(value))
-    if isinstance(value, list | tuple):
-        return b"[%s]" % b",".join(map(row_bytes, value))
-    if value is None or isinstance(value, str | int | float | bool):
-        return canonical(value)
-    raise DataError(
-        f"rows of {type(value).__name__} cannot be fingerprinted",
-        why="a change of the data could not be found out",
-        next_step="give Loop(fingerprint=...), a text that changes whenever the data do",
-    )
+def positive(name: str, value: Any) -> Any:
+    """Return `value`. Raises `ConfigError` unless it is above zero or not given."""
+    if value is not None and value <= 0:
+        raise ConfigError(f"{name} must be above 0, not {value}")
+    return value
+
+
+def take_gradient(loss: Tensor) -> None:
+    """Take the gradient; a second time over one graph is explained."""
+    try:
+        backward(loss)
+    except RuntimeError as failure:
+        if "second time" not in str(failure):
+            raise
+        raise ConfigError(
+            "loss.backward() was called already for the loss given to loop.step()",
+            why="loop.step() calls it",
+            next_step="leave loss.backward() out, or give loop.step(loss.detach())",
+        ) from failure
+
+
+def named_modules(modules: Mapping[str, nn.Module | nn.Parameter]) -> dict[str, nn.Module]:
+    """Return the modules by name, a bare parameter in a module of its own. Raises `ConfigError` for anything else."""
+    if isinstance(modules, nn.Module) or not hasattr(modules, "items"):
+        raise ConfigError("modules must be given by name", next_step="modules={'encoder': encoder, 'head': head}")
+    named: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        if not name or name.startswith("-") or not name.replace("_", "").replace("-", "").isalnum():
+            raise ConfigError(f"modules: {name!r} cannot name a file", next_step="use letters, digits, '_' and '-'")
+        if isinstance(module, nn.Parameter):
+            parameter, module = module, nn.Module()
+            module.register_parameter("value", parameter)
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"modules: '{name}' is a {type(module).__name__}, not a module or parameter")
+        named[name] = module
+    return named
 
 
 def place(modules: Mapping[str, nn.Module], name: str) -> tuple[str, str]:
     """Return where a tensor lives: an `Encoder` as a folder the ecosystem loads, any other module as one file."""
     root, _, rest = name.partition(".")
     module: Any = modules[root]
-    if hasattr(module, "layout") and hasattr(module, "documents"):
+    if is_folder(module):
         file, key = module.layout(rest)
         return f"{layout.MODEL_FOLDER}/{root}/{file}", key
     return f"{layout.MODEL_FOLDER}/{root}{layout.WEIGHTS_SUFFIX}", rest
@@ -196,7 +344,12 @@ def documents(modules: Mapping[str, nn.Module]) -> dict[str, bytes]:
     """Return the files beside the weights of every `Encoder` among the modules."""
     found: dict[str, bytes] = {}
     for root, module in modules.items():
-        render: Any = getattr(module, "documents", None)
-        if render is not None and hasattr(module, "layout"):
-            found |= {f"{layout.MODEL_FOLDER}/{root}/{path}": content for path, content in render().items()}
+        folder: Any = module
+        if is_folder(folder):
+            found |= {f"{layout.MODEL_FOLDER}/{root}/{path}": content for path, content in folder.documents().items()}
     return found
+
+
+def is_folder(module: Any) -> bool:
+    """Tell whether a module says itself where its tensors live in a folder."""
+    return hasattr(module, "layout") and hasattr(module, "documents")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unbroken.base.config import closest
 from unbroken.base.errors import ConfigError
 from unbroken.store import layout
+from unbroken.store.run import read_run
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
 
     Raises `ConfigError` if it is the run in `output_dir` itself, or a run that has no model yet.
     """
-    path = Path(model)
-    if not path.exists():
+    path = Path(model).expanduser()
+    if not os.path.isdir(path):
+        _require_hub_id(model, path)
         return Origin(model)
     run = enclosing_run(path)
     if run is None:
@@ -36,15 +39,29 @@ def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
             next_step=f"to resume it, `unbroken train {run}`; to train its result further, choose a new output_dir",
         )
     folder, step = _model_of(path, run)
-    document = json.loads((run / layout.RUN_FILE).read_bytes())
-    return Origin(str(folder), {"run": str(run), "run_id": document["run_id"], "step": step})
+    document = read_run(run) or {}
+    return Origin(str(folder), {"run": str(run), "run_id": document.get("run_id"), "step": step})
+
+
+def _require_hub_id(model: str, path: Path) -> None:
+    """Raise `ConfigError` for what can only be a path, and leads to no folder."""
+    if os.path.lexists(path):
+        raise ConfigError(f"model: {model} is a file, not a model folder", next_step="give the folder")
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        names = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
+        near = closest(path.name, names)
+        missing = f"there is no folder {model}" if names else f"there is no folder {path.parent}"
+        raise ConfigError(
+            f"model: {missing}",
+            next_step=f"did you mean '{path.with_name(near)}'?" if near else "give the path of a model folder or a run",
+        )
 
 
 def enclosing_run(path: Path) -> Path | None:
     """Return the run that `path` is, or lies in (its model/, checkpoints/, or one checkpoint); None if in none."""
     resolved = path.resolve()
     for folder in (resolved, *resolved.parents[:3]):
-        if (folder / layout.RUN_FILE).is_file():
+        if os.path.isfile(folder / layout.RUN_FILE):
             return path if folder == resolved else folder
     return None
 

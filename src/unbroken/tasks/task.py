@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from unbroken.base.config import closest
+from unbroken.base.config import closest, shown
 from unbroken.base.errors import ConfigError
-from unbroken.run.job import Job
 from unbroken.tasks.common import TrainingConfig
+
+if TYPE_CHECKING:
+    from unbroken.run.job import Job  # brings torch, which nobody waits for whose configuration has a mistake
 
 Progress = Callable[[str, int, int], None]
 
@@ -45,14 +47,16 @@ class Task(Protocol):
 TASKS = {"embed": "unbroken.tasks.embed.task"}
 
 
-def find_task(name: object) -> Task:
-    """Return the task called `name`. Raises `ConfigError` with the nearest name there is."""
-    if name not in TASKS:
+def find_task(name: object, origin: str = "") -> Task:
+    """Return the task called `name`, given in `origin`. Raises `ConfigError` with the nearest name there is."""
+    if not isinstance(name, str) or name not in TASKS:
         hint = closest(str(name), TASKS)
-        known = ", ".join(TASKS)
+        place = f"{origin}: " if origin else ""
+        if name is None:
+            raise ConfigError(f"{place}key 'task' is missing", next_step=f"add `task: {' | '.join(TASKS)}`")
         raise ConfigError(
-            "key 'task' is missing" if name is None else f"task: {name!r} is not known",
-            next_step=f"did you mean '{hint}'?" if hint else f"there are: {known}",
+            f"{place}task: {shown(name)} is not known",
+            next_step=f"did you mean '{hint}'?" if hint else f"there are: {', '.join(TASKS)}",
         )
-    module: Any = import_module(TASKS[str(name)])
+    module: Any = import_module(TASKS[name])
     return module  # type: ignore[no-any-return]

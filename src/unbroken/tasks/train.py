@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unbroken.base.config import Config, load_yaml
-from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.base.config import Config, closest, load_yaml
+from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
 from unbroken.plan.source import first_difference
-from unbroken.run import contract, environment
+from unbroken.run import contract
 from unbroken.run.cadence import Cadence
-from unbroken.run.engine import Settings
-from unbroken.run.engine import train as run_job
-from unbroken.run.folder import RunFolder
-from unbroken.run.preflight import require_new_folder, require_space
+from unbroken.run.preflight import require_new_folder, require_space, require_writable
 from unbroken.run.report import Ended, Notice, Reporter, plain
 from unbroken.run.stop import StopRequest
-from unbroken.store import files, layout
-from unbroken.store.run import read_run
+from unbroken.store import layout
+from unbroken.store.run import is_run, read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.origin import enclosing_run
 from unbroken.tasks.task import Prepared, Progress, find_task
 
+if TYPE_CHECKING:  # both bring torch: two seconds that nobody waits for whose configuration has a mistake
+    from unbroken.run.engine import Settings
+    from unbroken.run.folder import RunFolder
+    from unbroken.run.job import Job
+
+ROWS_IN_MEMORY = re.compile(r"<\d+ rows in memory>")
 # weights, and two Adam moments of the same size
 CHECKPOINT_MULTIPLE = 3
 
@@ -53,7 +57,7 @@ class Request:
         if path.is_dir():
             return cls(recorded_values(path), dict.fromkeys(TrainingConfig.model_fields, str(path)), **options)
         values = load_yaml(path)
-        return cls(values, dict.fromkeys(values, str(path)), **options)
+        return cls(values, dict.fromkeys(values, str(config)), **options)
 
     def with_values(self, values: Mapping[str, Any], origins: Mapping[str, str]) -> Request:
         """Return the request with other values, some of them from somewhere else."""
@@ -84,75 +88,141 @@ def train(
     return carry_out(request, report, StopRequest())
 
 
+@dataclass(frozen=True)
+class Start:
+    """A request that holds: all that can be wrong with it short of loading the model has been looked at.
+
+    `document` is that of the run as it stands in `root`, None if there is to be a new one.
+    """
+
+    root: Path
+    config: TrainingConfig
+    document: Mapping[str, Any] | None
+    prepared: Prepared
+    threads: int
+    contract: contract.Contract
+    step: int | None
+
+
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
-    """Do what `train` promises for a request."""
+    """Do what `train` promises for a request; nothing is written before all of it is known to hold."""
+    start = look_over(request)
+    if start.document is None:
+        return _begin(start, request, report, stop, progress)
+    return _continue(start, request, report, stop, progress)
+
+
+def look_over(request: Request) -> Start:
+    """Check a request against the files and folders it names, quick checks first; writes nothing, needs no torch."""
+    if not isinstance(request.values.get("output_dir"), str | os.PathLike):
+        resolve_config(request, None)  # names the key that is misspelt, if one is
     root = output_dir(request.values)
-    if request.restart and read_run(root) is not None:
-        report(Notice(f"moved the earlier run to {files.set_aside(root, 'before-restart-')}"))
-    existing = read_run(root)
-    values = dict(request.values)
-    if existing is not None:
-        values = recorded_identity(existing, values) | values
-    config = find_task(values.get("task")).CONFIG.from_values(values, request.origins)
+    document = None if request.restart else read_run(root)
+    config = resolve_config(request, document)
     step = step_asked_for(request.resume_from_checkpoint, root)
-    folder = RunFolder.open(root, keep=config.save_total_limit) if existing is not None else None
-    try:
-        return _carry_out(config, request, folder, step, report, stop, progress)
-    finally:
-        if folder is not None:
-            folder.close()
-
-
-def _carry_out(
-    config: TrainingConfig,
-    request: Request,
-    folder: RunFolder | None,
-    step: int | None,
-    report: Reporter,
-    stop: StopRequest,
-    progress: Progress,
-) -> Ended:
-    root = Path(config.output_dir)
-    if folder is None:
+    if request.restart and step is not None:
+        raise ConfigError("--restart starts over, --resume_from_checkpoint goes on", next_step="give one of them")
+    if request.restart and is_run(root):
+        require_writable(root.absolute().parent)
+    elif document is None:
         require_new_folder(root)
-    cache = root / layout.CACHE_FOLDER if folder else None
-    prepared = find_task(config.task).prepare(config, cache)
-    threads = resolve_threads(config, folder)
+    prepared = find_task(config.task).prepare(config, root / layout.CACHE_FOLDER if document else None)
+    recorded = document["contract"] if document else None
+    threads = resolve_threads(config, recorded)
     asked = compose_contract(config, prepared, threads)
-    if folder is not None:
-        check_contract(folder, asked, prepared, request.origins)
+    if recorded is not None:
+        check_contract(root, recorded, asked, prepared, request.origins)
+    else:
+        require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (config.save_total_limit + 1) + 1))
+    return Start(root, config, document, prepared, threads, asked, step)
+
+
+def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, progress: Progress) -> Ended:
+    """Load the model, make the run, train."""
+    from unbroken.run import environment
+    from unbroken.run.folder import RunFolder, move_aside
+
+    config, prepared = start.config, start.prepared
+    environment.pin(start.threads)
+    build = prepared.load()
+    if request.restart and is_run(start.root):
+        report(Notice(f"moved the earlier run to {move_aside(start.root)}"))
+    folder = RunFolder.create(
+        start.root,
+        start.contract,
+        config=plain_values(config),
+        keep=config.save_total_limit,
+        parent=prepared.parent,
+        row_digests=prepared.row_digests,
+    )
+    if prepared.parent:
+        report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
+    try:
+        return _train(build, folder, settings(config, request, start.step), report, stop, progress)
+    finally:
+        folder.close()
+
+
+def _continue(start: Start, request: Request, report: Reporter, stop: StopRequest, progress: Progress) -> Ended:
+    """Take hold of the run and train on from where it stands, or say that it is finished."""
+    from unbroken.run import environment
+    from unbroken.run.folder import RunFolder
+
+    folder = RunFolder.open(start.root, keep=start.config.save_total_limit)
+    try:
+        if folder.document != start.document:
+            raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
         finished = folder.finished()
         if finished is not None:
             report(finished)
             return finished
-    environment.pin(threads)
-    build = prepared.load()
-    new = folder is None
-    if folder is None:
-        require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (config.save_total_limit + 1) + 1))
-        folder = RunFolder.create(
-            root,
-            asked,
-            config=plain_values(config),
-            keep=config.save_total_limit,
-            parent=prepared.parent,
-            row_digests=prepared.row_digests,
-        )
-        if prepared.parent:
-            report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
-    try:
-        job = build(folder.cache, progress)
-        return run_job(job, folder, settings(config, request, step), report, stop)
+        environment.pin(start.threads)
+        build = start.prepared.load()
+        return _train(build, folder, settings(start.config, request, start.step), report, stop, progress)
     finally:
-        if new:
-            folder.close()
+        folder.close()
+
+
+def _train(
+    build: Callable[[Path, Progress], Job],
+    folder: RunFolder,
+    how: Settings,
+    report: Reporter,
+    stop: StopRequest,
+    progress: Progress,
+) -> Ended:
+    from unbroken.run.engine import train as run_job
+
+    return run_job(build(folder.cache, progress), folder, how, report, stop)
+
+
+def resolve_config(request: Request, document: Mapping[str, Any] | None) -> TrainingConfig:
+    """Return the configuration asked for; what it leaves open is as recorded in the run's `document`.
+
+    Raises `ConfigError` naming the first key that is wrong.
+    """
+    values = dict(request.values)
+    if document is not None:
+        values = recorded_identity(document, values) | values
+    misspelt = None if "task" in values else closest("task", values)
+    origin = request.origins.get(misspelt or "task") or next(iter(request.origins.values()), "")
+    if misspelt:
+        place = f"{origin}: " if origin else ""
+        raise ConfigError(f"{place}unknown key '{misspelt}'", next_step="did you mean 'task'?")
+    for key in ("train_data", "eval_data"):
+        if isinstance(values.get(key), str) and ROWS_IN_MEMORY.fullmatch(values[key]):
+            raise ConfigError(
+                f"{key}: the run was started from Python with {values[key][1:-1]}",
+                next_step=f"continue it from Python with the same rows, or give a file: --set {key}=FILE",
+            )
+    return find_task(values.get("task"), origin).CONFIG.from_values(values, request.origins)
 
 
 def output_dir(values: Mapping[str, Any]) -> Path:
     """Return the run's folder. Raises `ConfigError` if none is given."""
-    if not isinstance(values.get("output_dir"), str):
+    if not isinstance(values.get("output_dir"), str | os.PathLike):
         raise ConfigError("key 'output_dir' is missing", next_step="add `output_dir: runs/NAME` to the configuration")
-    return Path(values["output_dir"])
+    return Path(values["output_dir"]).expanduser()
 
 
 def recorded_values(root: Path) -> dict[str, Any]:
@@ -173,12 +243,12 @@ def recorded_identity(document: Mapping[str, Any], asked: Mapping[str, Any]) -> 
     return {key: value for key, value in recorded.items() if key not in asked}
 
 
-def resolve_threads(config: TrainingConfig, folder: RunFolder | None) -> int:
+def resolve_threads(config: TrainingConfig, recorded: contract.Contract | None) -> int:
     """Return the number of CPU threads: as asked, as recorded, or for a new run as many as there are cores."""
     if isinstance(config.threads, int):
         return config.threads
-    if folder is not None:
-        return int(folder.contract["config"]["threads"])
+    if recorded is not None:
+        return int(recorded["config"]["threads"])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -197,34 +267,52 @@ def compose_contract(config: TrainingConfig, prepared: Prepared, threads: int) -
     return {"config": identity | {"threads": threads}} | prepared.identity
 
 
-def check_contract(folder: RunFolder, asked: contract.Contract, prepared: Prepared, origins: Mapping[str, str]) -> None:
+def check_contract(
+    root: Path,
+    recorded: contract.Contract,
+    asked: contract.Contract,
+    prepared: Prepared,
+    origins: Mapping[str, str],
+) -> None:
     """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row."""
-    recorded = folder.contract
     if recorded["data"] != asked["data"]:
-        before = np.frombuffer((folder.root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
-        row = first_difference(before, np.frombuffer(prepared.row_digests, dtype="<u8"))
-        where = "columns or roles differ" if row is None else f"the first row that differs is row {row + 1}"
+        source = f" ({origins['train_data']})" if "train_data" in origins else ""
+        where = first_changed_row(root, prepared.row_digests)
         raise CannotContinueError(
-            f"the training data are not those {folder.root} was started with: "
-            f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now; {where}",
+            f"the training data are not those {root} was started with: "
+            f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
             next_step="put the data back, choose a new output_dir, or --restart to start over",
         )
-    contract.require_same(recorded, asked, run=str(folder.root), origins=origins)
+    contract.require_same(recorded, asked, run=str(root), origins=origins)
+
+
+def first_changed_row(root: Path, row_digests: bytes) -> str:
+    """Say in words which row is the first to differ from those the run was started with."""
+    try:
+        before = np.frombuffer((root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
+    except (OSError, ValueError):
+        return f"{layout.DATA_DIGESTS_FILE} is missing or cut, so the row cannot be named"
+    row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))
+    return "columns or roles differ" if row is None else f"the first row that differs is row {row + 1}"
 
 
 def step_asked_for(resume: bool | str | None, root: Path) -> int | None:
     """Return the step of the one checkpoint asked for, or None for the newest good one.
 
-    Raises `ConfigError` for a path that is not in this run.
+    Raises `ConfigError` for a path that is not there or not in this run.
     """
     if resume is None or isinstance(resume, bool) or str(resume).lower() in ("true", "false", "auto"):
         return None
-    path = Path(resume)
+    path = Path(resume).expanduser()
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"resume_from_checkpoint: {resume} is not there",
+            next_step="leave it out: the run goes on from its newest good checkpoint",
+        )
     run = enclosing_run(path)
     if run is None or run.resolve() != root.resolve():
-        what = "is not there" if not path.exists() else f"is not in the run {root}"
         raise ConfigError(
-            f"resume_from_checkpoint: {resume} {what}",
+            f"resume_from_checkpoint: {resume} is not in the run {root}",
             next_step=f"to start a new run from those weights, give them as `model: {resume}`",
         )
     return layout.step_of(path.resolve().name)
@@ -232,6 +320,8 @@ def step_asked_for(resume: bool | str | None, root: Path) -> int | None:
 
 def settings(config: TrainingConfig, request: Request, step: int | None) -> Settings:
     """Return what the loop may do differently from segment to segment."""
+    from unbroken.run.engine import Settings
+
     return Settings(
         cadence=Cadence(config.resolved_save_strategy, config.save_steps, config.save_seconds),
         eval_steps=config.eval_steps,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
-from unbroken.base.config import content, identity
+from unbroken.base.config import closest, content, identity
 from unbroken.tasks.common import TrainingConfig
 
 LossName = Literal["multiple_negatives_ranking", "cosent", "triplet"]
@@ -18,6 +18,17 @@ ROLES: dict[str, tuple[str, ...]] = {
     "triplet": ("anchor", "positive", "negative"),
 }
 OPTIONAL_ROLES = {"multiple_negatives_ranking": ("negative",), "cosent": (), "triplet": ()}
+# What evaluation measures for each loss, the main one first: known before anything is loaded.
+METRICS = {
+    "multiple_negatives_ranking": (
+        "ndcg@10",
+        "mrr@10",
+        "map@100",
+        *(f"{name}@{k}" for k in (1, 3, 5, 10) for name in ("accuracy", "precision", "recall")),
+    ),
+    "cosent": ("spearman_cosine", "pearson_cosine"),
+    "triplet": ("cosine_accuracy",),
+}
 
 
 class EmbedConfig(TrainingConfig):
@@ -43,10 +54,29 @@ class EmbedConfig(TrainingConfig):
         roles = ROLES[self.loss]
         for role in (*self.columns, *self.prompts):
             if role not in roles:
-                raise ValueError(f"loss '{self.loss}' reads {', '.join(roles)}; it has no '{role}'")
+                raise ValueError(f"loss '{self.loss}' reads {', '.join(roles)}, not '{role}'; {_advice(role)}")
+        for role, columns in self.columns.items():
+            several = role == "negative" and self.loss != "triplet"
+            if not isinstance(columns, str) and len(columns) != 1 and not several:
+                raise ValueError(f"columns: '{role}' of loss '{self.loss}' is one column, not {len(columns)}; name one")
         if self.scale is not None and self.temperature is not None:
             raise ValueError("give scale or temperature, not both: scale = 1 / temperature")
+        known = METRICS[self.loss]
+        if self.metric_for_best_model not in (None, *known):
+            near = closest(str(self.metric_for_best_model), known)
+            raise ValueError(
+                f"metric_for_best_model: '{self.metric_for_best_model}' is not measured for loss '{self.loss}'; "
+                + (f"did you mean '{near}'?" if near else f"give one of {', '.join(known)}")
+            )
         return self
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_named(cls, columns: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for role, names in columns.items():
+            if "" in ([names] if isinstance(names, str) else names):
+                raise ValueError(f"'{role}' names no column; leave it out for the column '{role}'")
+        return columns
 
     @property
     def resolved_scale(self) -> float:
@@ -58,5 +88,10 @@ class EmbedConfig(TrainingConfig):
     @property
     def best_metric(self) -> str:
         """What `load_best_model_at_end` chooses by unless told otherwise."""
-        main: dict[str, Any] = {"cosent": "spearman_cosine", "triplet": "cosine_accuracy"}
-        return self.metric_for_best_model or main.get(self.loss, "ndcg@10")
+        return self.metric_for_best_model or METRICS[self.loss][0]
+
+
+def _advice(role: str) -> str:
+    """Say which losses read a role, for a role put into another one."""
+    losses = [loss for loss, roles in ROLES.items() if role in roles]
+    return f"it belongs to {' and '.join(losses)}" if losses else "name one of these"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unbroken.base.config import closest
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.plan.source import Table, content_digest, read_rows
@@ -53,18 +54,26 @@ class EmbedData:
     @cached_property
     def summary(self) -> Summary:
         """Number of rows, digests and roles; raises `DataError` naming file, row and column of the first bad cell."""
-        key = self._cache_key()
-        found = self._from_cache(key)
+        found = self._from_cache(self._cache_key())
         if found is not None:
             return found
         roles = tuple(role for role in self.mapping if self._has(role))
         for role in roles:
             self.numbers(role) if role == SCORE else self.texts(role)
+        if self.loss == "triplet":
+            self._require_one_negative()
         rows = self.table.digests([column for role in roles for column in self.mapping[role]])
         shape = digest(canonical({"roles": roles, "rows": content_digest(rows)}))
-        summary = Summary(self.table.num_rows, shape, roles, rows)
-        self._to_cache(key, summary)
-        return summary
+        return Summary(self.table.num_rows, shape, roles, rows)
+
+    def keep_in(self, cache: Path) -> None:
+        """Use `cache`, which must exist, from now on; what was read goes into it, to be there on the next start."""
+        summary, self.cache = self.summary, cache
+        key = self._cache_key()
+        if key is None or (cache / f"data-{key}.json").exists():
+            return
+        files.replace_file(cache / f"rows-{summary.digest}.npy", npy(summary.row_digests))
+        files.replace_file(cache / f"data-{key}.json", canonical({"digest": summary.digest, "roles": summary.roles}))
 
     def texts(self, role: str) -> tuple[list[str], NDArray[np.int64] | None]:
         """Return all texts of a role in row order and, where rows hold several, the bounds [rows + 1] of each row."""
@@ -103,10 +112,22 @@ class EmbedData:
         if role in OPTIONAL_ROLES[self.loss] and role not in self.chosen:
             return False
         there = ", ".join(self.table.columns)
+        near = closest(missing[0], self.table.columns)
         raise DataError(
             f"{self.table.name} has no column '{missing[0]}' (for {role}); it has {there}",
-            next_step=f"say which column it is: `columns: {{{role}: ...}}`",
+            next_step=f"say which column it is: `columns: {{{role}: {near or '...'}}}`",
         )
+
+    def _require_one_negative(self) -> None:
+        bounds = self.texts(NEGATIVE)[1]
+        counts = np.ones(1, dtype=np.int64) if bounds is None else np.diff(bounds)
+        if (counts != 1).any():
+            row = int(np.flatnonzero(counts != 1)[0])
+            raise DataError(
+                f"{self.table.locate(row)}, column '{self.mapping[NEGATIVE][0]}' holds {counts[row]} negatives",
+                why="the triplet loss needs exactly one per row",
+                next_step="split the row, or use multiple_negatives_ranking, which takes any number",
+            )
 
     def _cache_key(self) -> str | None:
         if self.cache is None or not isinstance(self.source, str | Path) or not Path(self.source).is_file():
@@ -124,14 +145,6 @@ class EmbedData:
         if digest(canonical({"roles": found["roles"], "rows": content_digest(rows)})) != found["digest"]:
             return None
         return Summary(len(rows), found["digest"], tuple(found["roles"]), rows)
-
-    def _to_cache(self, key: str | None, summary: Summary) -> None:
-        if key is None or self.cache is None or not self.cache.is_dir():
-            return
-        files.replace_file(self.cache / f"rows-{summary.digest}.npy", npy(summary.row_digests))
-        files.replace_file(
-            self.cache / f"data-{key}.json", canonical({"digest": summary.digest, "roles": summary.roles})
-        )
 
 
 def npy(array: NDArray[Any]) -> bytes:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unbroken.base.errors import DataError
 from unbroken.models.arena import Arena, open_arena
 from unbroken.models.encoder import Encoder
 from unbroken.models.ragged import Ragged
@@ -108,8 +107,6 @@ def build_job(
         data.array("scores", partial(data.numbers, SCORE)) if SCORE in summary.roles else None,
         chunk_size,
     )
-    if config.loss == "triplet":
-        require_one_negative(encoding.roles[-1], summary.num_examples)
     encoder.train()
     return Job(
         seed=config.seed,
@@ -160,16 +157,6 @@ def tokenise(
 def _bounds(data: EmbedData) -> NDArray[np.int64]:
     bounds = data.texts(NEGATIVE)[1]
     return np.zeros(0, dtype=np.int64) if bounds is None else bounds
-
-
-def require_one_negative(negatives: Role, num_examples: int) -> None:
-    """Raise `DataError` unless every example has exactly one negative."""
-    if negatives.bounds is not None and (np.diff(negatives.bounds) != 1).any():
-        row = int(np.flatnonzero(np.diff(negatives.bounds) != 1)[0])
-        raise DataError(
-            f"example {row + 1} of {num_examples} does not have exactly one negative",
-            next_step="the triplet loss needs one per row; multiple_negatives_ranking takes any number",
-        )
 
 
 def gradients(

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unbroken.base.errors import ConfigError
-from unbroken.models.encoder import Encoder
+from unbroken.base.errors import ConfigError, DataError
 from unbroken.plan.source import read_rows
+from unbroken.run.preflight import require_writable
 from unbroken.store import files
 from unbroken.store.run import read_run
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import EmbedData, npy
-from unbroken.tasks.embed.evaluation import Evaluation
+from unbroken.tasks.embed.task import require_measurable, require_weights
 from unbroken.tasks.origin import enclosing_run, resolve_model
+
+if TYPE_CHECKING:
+    from unbroken.models.encoder import Encoder
 
 
 def measure(model: Path, data: Path | None, loss: str | None, columns: Mapping[str, str]) -> dict[str, float]:
@@ -24,7 +27,7 @@ def measure(model: Path, data: Path | None, loss: str | None, columns: Mapping[s
 
     Raises `ConfigError` if there are no rows to measure on, `DataError` for a bad one.
     """
-    values: dict[str, Any] = {"output_dir": "", "train_data": "", "model": str(model)}
+    values: dict[str, Any] = {"output_dir": "", "train_data": "none", "model": str(model)}
     run = enclosing_run(model)
     recorded = (read_run(run) or {}).get("config", {}) if run else {}
     values |= {
@@ -39,15 +42,23 @@ def measure(model: Path, data: Path | None, loss: str | None, columns: Mapping[s
     if not values.get("eval_data"):
         raise ConfigError(f"no rows to measure {model} on", next_step="give a file: unbroken evaluate MODEL FILE")
     config = EmbedConfig.from_values(values)
-    evaluation = Evaluation(EmbedData(config.eval_data, config), config)
-    assert evaluation.identity
-    return evaluation.measure(open_encoder(model, config.max_length))
+    require_model(model)
+    rows = EmbedData(config.eval_data, config)
+    require_measurable(rows)
+    from unbroken.tasks.embed.evaluation import Evaluation
+
+    return Evaluation(rows, config).measure(open_encoder(model, config.max_length))
 
 
 def encode_file(
     model: Path, texts: Path, output: Path, *, column: str, prompt: str, normalize: bool
 ) -> tuple[int, ...]:
     """Write the embeddings of all texts as a float32 .npy file, whole or not at all; return its shape."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        what = "is a folder" if output.is_dir() else f"cannot be written: there is no folder {output.parent}"
+        raise ConfigError(f"--output {output} {what}", next_step="give the path of a .npy file in a folder that exists")
+    require_writable(output.absolute().parent)
+    require_model(model)
     rows = read_texts(texts, column)
     embeddings = np.asarray(
         open_encoder(model).encode(rows, prompt=prompt, normalize_embeddings=normalize, show_progress_bar=None)
@@ -61,11 +72,25 @@ def read_texts(path: Path, column: str) -> list[str]:
     if path.suffix != ".txt":
         return read_rows(path).texts(column)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as failure:
-        raise ConfigError(f"{path} cannot be read: {failure}") from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as failure:
+        raise DataError(f"{path} is not UTF-8 (byte {failure.start + 1})", next_step="save the file as UTF-8") from None
+    except OSError as failure:
+        raise DataError(
+            f"{path} cannot be read: {failure.strerror or failure}", next_step="check the path and its permissions"
+        ) from None
+    if not lines:
+        raise DataError(f"{path} is empty: it has no line", next_step="give a file with one text a line")
+    return lines
+
+
+def require_model(model: Path) -> None:
+    """Raise `ConfigError` unless there is a model to be loaded: found out before rows are read."""
+    require_weights(resolve_model(str(model)).model)
 
 
 def open_encoder(model: Path, max_length: int | None = None) -> Encoder:
     """Load the encoder of a run, a checkpoint or a model folder."""
+    from unbroken.models.encoder import Encoder
+
     return Encoder.from_pretrained(resolve_model(str(model)).model, max_length=max_length)

@@ -2,56 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from unbroken.base.errors import ConfigError, DataError
+from unbroken.models.folder import read_folder, resolve
 from unbroken.models.identity import model_digest, tokenizer_digest, weights_bytes
-from unbroken.run.job import Job
-from unbroken.tasks.device import resolve_device
+from unbroken.plan.plan import Plan
 from unbroken.tasks.embed.config import EmbedConfig
-from unbroken.tasks.embed.data import EmbedData
-from unbroken.tasks.embed.evaluation import Evaluation
+from unbroken.tasks.embed.data import SCORE, EmbedData
 from unbroken.tasks.origin import resolve_model
 from unbroken.tasks.task import Prepared, Progress
+
+if TYPE_CHECKING:
+    from unbroken.run.job import Job
 
 CONFIG = EmbedConfig
 
 
 def prepare(config: EmbedConfig, cache: Path | None) -> Prepared:
-    """Read the data and fingerprint them and the model; every bad cell and missing file is found here."""
+    """Read the data and fingerprint them and the model; every bad cell and missing file is found here.
+
+    Writes nothing and imports no torch. What takes no time is looked at first.
+    """
     origin = resolve_model(config.model, Path(config.output_dir))
+    with reading(config.model):
+        size = require_weights(origin.model)
     data = EmbedData(config.train_data, config, cache)
     summary = data.summary
-    evaluation = None
-    if config.eval_data is not None:
-        evaluation = Evaluation(EmbedData(config.eval_data, config), config)
-        assert evaluation.identity
+    Plan(summary.num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
+    eval_data = None if config.eval_data is None else EmbedData(config.eval_data, config)
+    if eval_data is not None:
+        require_measurable(eval_data)
+    with reading(config.model):
+        digests = {"model": model_digest(origin.model), "tokenizer": tokenizer_digest(origin.model)}
     return Prepared(
         identity={
             "data": {"digest": summary.digest, "examples": summary.num_examples},
-            "model": {"digest": model_digest(origin.model)},
-            "tokenizer": {"digest": tokenizer_digest(origin.model)},
+            **{name: {"digest": digest} for name, digest in digests.items()},
         },
         row_digests=summary.row_digests.astype("<u8").tobytes(),
-        weights_bytes=weights_bytes(origin.model),
+        weights_bytes=size,
         parent=origin.parent,
-        load=partial(load, config, origin.model, data, evaluation),
+        load=partial(load, config, origin.model, data, eval_data),
     )
 
 
+@contextmanager
+def reading(model: str) -> Iterator[None]:
+    """Turn what the operating system refuses about a model's files into a `ConfigError`."""
+    try:
+        yield
+    except OSError as failure:
+        raise ConfigError(
+            f"model: {failure.filename or model} cannot be read: {failure.strerror or failure}",
+            next_step="check the folder's permissions",
+        ) from None
+
+
+def require_weights(model: str) -> int:
+    """Return the size of a model's weights. Raises `ConfigError` if it has none, or is no model."""
+    size = weights_bytes(model)
+    folder = read_folder(resolve(model))
+    if not size:
+        from unbroken.models.weights import weight_files
+
+        weight_files(folder.root, folder.transformer)
+    return size
+
+
+def require_measurable(data: EmbedData) -> None:
+    """Raise `DataError` for a bad cell, or for scores among which there is no order."""
+    if SCORE in data.summary.roles and not np.ptp(data.numbers(SCORE)):
+        raise DataError(
+            f"{data.table.name}: all scores are equal",
+            why="a correlation with them is not defined",
+            next_step="give eval_data with at least two different scores",
+        )
+
+
 def load(
-    config: EmbedConfig, model: str, data: EmbedData, evaluation: Evaluation | None
+    config: EmbedConfig, model: str, data: EmbedData, eval_data: EmbedData | None
 ) -> Callable[[Path, Progress], Job]:
     """Load the encoder and return what builds the job."""
     from unbroken.models.encoder import Encoder
+    from unbroken.tasks.device import resolve_device
+    from unbroken.tasks.embed.evaluation import Evaluation
 
     encoder = Encoder.from_pretrained(model, max_length=config.max_length, device=resolve_device(config.device))
+    evaluation = None if eval_data is None else Evaluation(eval_data, config)
 
     def build(cache: Path, on_progress: Progress) -> Job:
         from unbroken.tasks.embed.job import build_job
 
-        data.cache = cache
+        data.keep_in(cache)
         return build_job(config, encoder, data, evaluation, cache, partial(on_progress, "tokenising"))
 
     return build

@@ -1,0 +1,1 @@
+"""What runs in a process of its own: `python -m bench.arms.NAME SPEC.json`."""

@@ -1,0 +1,1 @@
+"""sentence-transformers, SetFit, FlagEmbedding, DeepKE, Hugging Face checkpoints."""
