@@ -14,13 +14,6 @@ PAGE = Path(__file__).with_name("configuration.md")
 WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "array": "list"}
 LIMITS = {"exclusiveMinimum": "above", "minimum": "at least", "exclusiveMaximum": "below", "maximum": "at most"}
 # What the schema does not say, and what holds today beside what it says.
-REMARKS = {
-    "task": "the kind of learning",
-    "adam_beta1": "AdamW: decay of the gradients' running mean",
-    "adam_beta2": "AdamW: decay of the squared gradients' running mean",
-    "adam_epsilon": "AdamW: added to the denominator",
-    "pooling_mode": "(read, but without effect so far)",
-}
 
 HEAD = """# Configuration
 
@@ -77,7 +70,7 @@ def table(keys: list[str], schema: dict[str, Any]) -> str:
             word(entry),
             contract_of(EmbedConfig, key),
             default(entry, key in schema.get("required", ())),
-            " ".join(filter(None, [entry.get("description"), REMARKS.get(key)])),
+            entry["description"],
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """The code on the pages people read runs: every ```python block, in order, one namespace a page.
 
 A block that cannot run here (a GPU, a hub) is fenced as ```py. Each page runs in a folder of its own that has a small
-model at `path/to/minilm` and rows in `train.jsonl`; what else a page needs, its blocks make.
+model at `path/to/minilm` and rows in `train.jsonl` and `test.jsonl`; what else a page needs, its blocks make.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_model_folder(tmp_path / "path" / "to" / "minilm")
-    lines = (json.dumps(row) + "\n" for row in make_rows(60))
-    (tmp_path / "train.jsonl").write_text("".join(lines), encoding="utf-8")
+    for name, rows in (("train.jsonl", make_rows(60)), ("test.jsonl", make_rows(20, seed=1))):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

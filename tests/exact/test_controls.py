@@ -144,7 +144,7 @@ def test_other_data_are_another_run(model: Path, tmp_path: Path) -> None:
         ({"batch_size": 5}, r"batch_size: 4 \(this run\) -> 5"),
         ({"learning_rate": 2e-3}, r"learning_rate: 0.001 \(this run\) -> 0.002"),
         ({"seed": 8}, r"seed: 7 \(this run\) -> 8"),
-        ({"micro_batch_size": 2}, r"micro_batch_size: None \(this run\) -> 2"),
+        ({"micro_batch_size": 2}, r"micro_batch_size: null \(this run\) -> 2"),
         ({"num_train_epochs": 3.0}, r"num_train_epochs: 2.0 \(this run\) -> 3.0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

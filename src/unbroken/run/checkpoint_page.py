@@ -29,7 +29,6 @@ def describe_checkpoint(folder: Path) -> list[Section]:
         "step": manifest.step,
         "run_id": manifest.run_id,
         "phase": state.get("phase"),
-        "segment": state.get("segment"),
         "loss": (state.get("last_record") or {}).get("loss"),
         "best": state.get("best"),
         "verifies": not problems,

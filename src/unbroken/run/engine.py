@@ -5,6 +5,7 @@ However often the process stops on the way, the final state is the same, bit for
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, ConfigError
-from unbroken.base.fingerprint import digest
+from unbroken.base.fingerprint import canonical, digest
 from unbroken.base.seeds import chunk_seed, derive
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
@@ -27,6 +28,7 @@ from unbroken.run.state import State
 from unbroken.run.stop import StopRequest
 from unbroken.step.generators import seeded
 from unbroken.step.update import gradient_norm, update
+from unbroken.store import layout
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Engine:
         self._draw_key = derive(job.seed, "step")
         self._last_record: dict[str, Any] = {}
         self._committed = -1
+        self._begun = False
 
     def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
@@ -146,10 +149,10 @@ class Engine:
         if restored is not None:
             self.state.restore(restored)
             self._committed = restored.step
-            before = restored.state
-            for text in restored.set_aside:
-                self.report(Notice(text))
-        self._last_record = before.get("last_record", {})
+            self._last_record = restored.state["last_record"]
+            before = json.loads(restored.documents[layout.SEGMENT_FILE])
+        for text in self.folder.checkpoints.notes:
+            self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
         self.evaluations = Evaluations(self.job, self.folder, self.settings, self.replay, self.report)
         self._begin_segment(before)
@@ -158,7 +161,7 @@ class Engine:
         numerics = environment.numerics(next(iter(self.state.trained.values())).device)
         earlier = self.replay.segments
         self.segment = max([before.get("segment", 0), *(record["segment"] for record in earlier)]) + 1
-        self.cadence.fruitless = sum(record["step"] == self.state.step for record in earlier[1:])
+        self.cadence.fruitless = sum(record["step"] == self.state.step for record in earlier)
         known = earlier[-1]["environment"] if earlier else before.get("environment", numerics)
         for line in environment.changes(known, numerics):
             self.report(Notice(f"the environment changed: {line}; the replayed steps will show whether bits do"))
@@ -190,9 +193,9 @@ class Engine:
         }
 
     def _record(self, record: dict[str, Any]) -> None:
-        if self._last_record and self.state.step == self._committed + 1 and self.segment > 1:
+        if self._last_record and not self._begun:
             self.report(Boundary(self._last_record, record))
-        self._last_record = record
+        self._last_record, self._begun = record, True
         try:
             held = self.replay.matches(record)
         except CannotContinueError as refusal:
@@ -228,14 +231,11 @@ class Engine:
             return
         self.cadence.began()
         image = self.state.image()
+        segment = canonical({"segment": self.segment, "environment": self.environment})
         image = replace(
             image,
-            state={
-                **image.state,
-                "segment": self.segment,
-                "environment": self.environment,
-                "last_record": self._last_record,
-            },
+            state={**image.state, "last_record": self._last_record},
+            documents={**image.documents, layout.SEGMENT_FILE: segment},
         )
         mark = self.replay.marks.get(self.state.step) or self.folder.journal.mark()
         best = self.state.best

@@ -21,6 +21,7 @@ MODEL_FOLDER = "model"  # the finished model in a run, and the loadable model in
 
 MANIFEST_FILE = "MANIFEST.json"
 STATE_FILE = "state.json"
+SEGMENT_FILE = "segment.json"  # which process made a checkpoint, and where: no part of the state
 OPTIMIZER_FILE = "optimizer.safetensors"
 EXTRA_FILE = "extra.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"

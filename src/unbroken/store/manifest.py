@@ -17,7 +17,7 @@ from unbroken.base.errors import CannotContinueError
 from unbroken.base.fingerprint import canonical, digest
 from unbroken.store.files import DamagedError, FileRecord, digest_file, opened, read_whole
 from unbroken.store.journal import Mark
-from unbroken.store.layout import FORMAT_VERSION, MANIFEST_FILE, step_of
+from unbroken.store.layout import FORMAT_VERSION, MANIFEST_FILE, SEGMENT_FILE, step_of
 
 
 class ForeignError(CannotContinueError):
@@ -51,13 +51,16 @@ class Manifest:
         return canonical({**body, "digest": digest(canonical(body))}) + b"\n"
 
     def same_content(self, other: Manifest) -> bool:
-        """Return whether both stand for the same bytes; when they were made may differ."""
-        return (self.run_id, self.step, self.files, self.tensors) == (
+        """Return whether both hold the same state; which process made them, and when, may differ."""
+        return (self.run_id, self.step, self._state_files(), self.tensors) == (
             other.run_id,
             other.step,
-            other.files,
+            other._state_files(),
             other.tensors,
         )
+
+    def _state_files(self) -> dict[str, FileRecord]:
+        return {path: record for path, record in self.files.items() if path != SEGMENT_FILE}
 
 
 SHAPE_OF_MANIFEST = TypeAdapter(Manifest)

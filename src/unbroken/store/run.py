@@ -83,7 +83,9 @@ def read_run(root: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as failure:
-        raise ConfigError(f"cannot read {path}: {failure.strerror or failure}") from failure
+        raise ConfigError(
+            f"cannot read {path}: {failure.strerror or failure}", next_step="check the path and its permissions"
+        ) from failure
     try:
         document = json.loads(text)
         sound = document.pop(DIGEST_KEY) == digest(canonical(document))

@@ -50,9 +50,9 @@ class Request:
         """Take a configuration object, plain values, a YAML file, or the folder of a run."""
         if isinstance(config, Config):
             given = {key: getattr(config, key) for key in config.model_fields_set | {"task"}}
-            return cls(given, **options)
+            return cls(given, dict.fromkeys(given, "given"), **options)
         if isinstance(config, Mapping):
-            return cls(dict(config), **options)
+            return cls(dict(config), dict.fromkeys(config, "given"), **options)
         path = Path(config)
         if path.is_dir():
             return cls(recorded_values(path), dict.fromkeys(TrainingConfig.model_fields, str(path)), **options)
@@ -106,10 +106,11 @@ class Start:
 
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
     """Do what `train` promises for a request; nothing is written before all of it is known to hold."""
-    start = look_over(request)
-    if start.document is None:
-        return _begin(start, request, report, stop, progress)
-    return _continue(start, request, report, stop, progress)
+    with stop.listening(lambda name: report(Notice(f"{name}: stopping before the first step"))):
+        start = look_over(request)
+        if start.document is None:
+            return _begin(start, request, report, stop, progress)
+        return _continue(start, request, report, stop, progress)
 
 
 def look_over(request: Request) -> Start:
@@ -145,6 +146,8 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
     config, prepared = start.config, start.prepared
     environment.pin(start.threads)
     build = prepared.load()
+    if stop.requested:
+        return Ended(0, finished=False, reason=stop.reason, model="")
     if request.restart and is_run(start.root):
         report(Notice(f"moved the earlier run to {move_aside(start.root)}"))
     folder = RunFolder.create(
@@ -264,6 +267,8 @@ def plain_values(config: TrainingConfig) -> dict[str, Any]:
 def compose_contract(config: TrainingConfig, prepared: Prepared, threads: int) -> contract.Contract:
     """Return what must not change under the run."""
     identity = {key: getattr(config, key) for key in config.identity_keys()}
+    if config.load_best_model_at_end:  # then evaluation chooses the model
+        identity["eval_steps"] = config.eval_steps
     return {"config": identity | {"threads": threads}} | prepared.identity
 
 

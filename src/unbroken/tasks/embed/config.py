@@ -34,7 +34,7 @@ METRICS = {
 class EmbedConfig(TrainingConfig):
     """Train an embedding model (a bi-encoder)."""
 
-    task: Literal["embed"] = identity("embed")
+    task: Literal["embed"] = identity("embed", description="the kind of learning")
     columns: dict[str, str | list[str]] = content(
         {},
         description="role -> column: anchor, positive, negative (one or several); or sentence1, sentence2, score",
@@ -47,7 +47,6 @@ class EmbedConfig(TrainingConfig):
     margin: float = identity(5.0, ge=0, description="triplet: how much farther the negative must be")
     distance: Literal["euclidean", "cosine", "manhattan"] = identity("euclidean", description="triplet: which distance")
     prompts: dict[str, str] = identity({}, description="role -> text put before every text of that column")
-    pooling_mode: str | None = identity(None, description="for a folder without pooling: mean, cls, lasttoken, ...")
 
     @model_validator(mode="after")
     def _roles_and_scale(self) -> Self:

@@ -41,6 +41,8 @@ def prepare(config: EmbedConfig, cache: Path | None) -> Prepared:
         require_measurable(eval_data)
     with reading(config.model):
         digests = {"model": model_digest(origin.model), "tokenizer": tokenizer_digest(origin.model)}
+    if eval_data is not None and config.load_best_model_at_end:  # then it chooses the model
+        digests["eval_data"] = eval_data.summary.digest
     return Prepared(
         identity={
             "data": {"digest": summary.digest, "examples": summary.num_examples},

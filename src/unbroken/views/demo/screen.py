@@ -112,9 +112,9 @@ class Screen:
         say("  examples, loss, gradient norm, learning rate")
         again = found.replayed_steps
         if again:
-            say(f"  steps on record but not committed when a kill struck: {again}, computed again, identical")
+            say(f"  steps recorded but not committed at a kill: {again}, computed again, identical")
         else:
-            say("  every step on record was committed when a kill struck: none had to be computed again")
+            say("  at each kill every recorded step was committed: none had to be computed again")
 
     def learning(self, found: Comparison, learned: Learning) -> None:
         """Show what the training was good for."""
@@ -184,7 +184,10 @@ class Timelines:
             self.screen.print(timeline(sight, self.glyphs, alive=False))
 
     def _draw(self, live: Live, sight: Sight, *, alive: bool) -> None:
-        self.lines[sight.number] = timeline(sight, self.glyphs, alive=alive)
+        line = timeline(sight, self.glyphs, alive=alive)
+        if line == self.lines.get(sight.number):
+            return
+        self.lines[sight.number] = line
         live.update(Text("\n").join(self.lines.values()), refresh=True)
 
 
