@@ -256,6 +256,7 @@ class Loop:
                     next_step="leave optimizer.step() out",
                 )
 
+        self._refused = False
         self._optimizer.zero_grad(set_to_none=True)
         hook = self._optimizer.register_step_pre_hook(refuse)
         try:
