@@ -49,20 +49,21 @@ WORDS = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def make_tokenizer() -> Tokenizer:
+def make_tokenizer(*, special: bool = True) -> Tokenizer:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = [*SPECIAL, *letters, *[f"##{letter}" for letter in letters], *WORDS]
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    if special:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return tokenizer
 
 
-def make_model_folder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> Path:
-    """Write the folder and return it; the weights depend on `seed` only."""
+def make_model_folder(folder: Path, *, dropout: float = 0.1, seed: int = 0, special: bool = True) -> Path:
+    """Write the folder and return it; the weights depend on `seed` only. Without `special` a word is one token."""
     folder.mkdir(parents=True)
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(special=special)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),

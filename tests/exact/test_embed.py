@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "symmetric": True,
     },
     "weight decay, cosine": {"weight_decay": 0.1, "lr_scheduler_type": "cosine"},
-    "two threads": {"threads": 2},
 }
 
 
@@ -58,6 +59,49 @@ def test_stopped_after_every_step(variant: str, model: Path, tmp_path: Path) -> 
         assert train(asked, stopped, stop_after=last).step == last
         assert train(asked, stopped).finished
         assert_same_run(stopped, tmp_path / "whole")
+
+
+def test_stopped_with_two_threads(model: Path, tmp_path: Path) -> None:
+    asked = values(model, threads=2)
+    train(asked, tmp_path / "whole")
+    for last in range(3, STEPS, 6):
+        stopped = tmp_path / f"stopped-after-{last}"
+        train(asked, stopped, stop_after=last)
+        train(asked, stopped)
+        assert_same_run(stopped, tmp_path / "whole")
+
+
+def test_one_token_in_a_chunk(tmp_path: Path) -> None:
+    """Texts of a single token, without special ones, in chunks of one row: matrices with one row."""
+    model = make_model_folder(tmp_path / "model", special=False)
+    rows = [{"anchor": row["anchor"], "positive": row["positive"].split()[0]} for row in make_rows(58)]
+    asked = values(model, train_data=rows, micro_batch_size=1)
+    train(asked, tmp_path / "whole")
+    for last in range(1, STEPS):
+        stopped = tmp_path / f"stopped-after-{last}"
+        train(asked, stopped, stop_after=last)
+        train(asked, stopped)
+        assert_same_run(stopped, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("padding", [0, 8, 24, 40])
+def test_where_the_weights_lie_in_their_file_changes_nothing(padding: int, model: Path, tmp_path: Path) -> None:
+    """Memory-mapped, the same weights begin at another address modulo 64 in each of these files."""
+    moved = tmp_path / "model"
+    shutil.copytree(model, moved)
+    pad_header(moved / "model.safetensors", padding)
+    train(values(model, max_steps=5), tmp_path / "one")
+    train(values(moved, max_steps=5), tmp_path / "other")
+    assert step_records(tmp_path / "one") == step_records(tmp_path / "other")
+    assert final_state(tmp_path / "one") == final_state(tmp_path / "other")
+
+
+def pad_header(path: Path, count: int) -> None:
+    """Lengthen the header of a safetensors file by `count` spaces, which moves every tensor in it."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = content[8 : 8 + length], content[8 + length :]
+    path.write_bytes(struct.pack("<Q", length + count) + header + b" " * count + data)
 
 
 def test_stopped_after_each_step_of_one_run(model: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def circumstances() -> dict[str, Any]:
         "began": began,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "command": sys.argv,
+        "command": sys.orig_argv,
         "folder": os.getcwd(),
     }
 

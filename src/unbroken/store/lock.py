@@ -69,7 +69,7 @@ class RunLock:
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": " ".join(sys.argv),
+            "command": " ".join(sys.orig_argv),
         }
         # Not synced: after a power loss nobody holds the run.
         aside = self.root / f"{UNFINISHED_PREFIX}{HOLDER_FILE}"

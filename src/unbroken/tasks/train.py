@@ -274,6 +274,8 @@ def recorded_values(root: Path) -> dict[str, Any]:
     document = read_run(run) if run else None
     if document is None:
         raise ConfigError(f"{root} is no run (it has no {layout.RUN_FILE})", next_step="give a configuration file")
+    if document["config"].get("task") == "loop":
+        raise ConfigError(f"{run} is the run of a loop of your own", next_step="run your script again: it goes on")
     return dict(document["config"]) | {"output_dir": str(run)}
 
 
