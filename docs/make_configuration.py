@@ -33,7 +33,11 @@ The third column says what happens when the value changes under a run that exist
   `eval_data` and `eval_steps` decide which step becomes the finished model, so they are identity then.
 
 A key you leave out when you continue a run has the value recorded in the run, not today's default.
-`threads: auto` means as many as there are cores when a run begins, and afterwards the number recorded in the run.
+`auto` has the value recorded in the run too. When a run begins, `threads: auto` is as many as the process may use (its
+CPU affinity and a container's CPU quota count), and `device: auto` is the first GPU, or the CPU where there is none.
+
+Keys that say the same thing another way are the same: no `scale` is `scale: 20` and `temperature: 0.05`, no
+`micro_batch_size` is that of `batch_size`.
 """
 
 

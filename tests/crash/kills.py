@@ -102,7 +102,7 @@ def run_with_kills(config: Path, output: Path, kills: int, draw: random.Random) 
             outcome.segments += 1
             outcome.restores += record["step"] > 0
         elif record["kind"] == "replay":
-            outcome.replayed += record["last"] - record["first"] + 1
+            outcome.replayed += record["count"]
     return outcome
 
 

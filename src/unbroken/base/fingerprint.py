@@ -7,6 +7,7 @@ not against forgers; where an identity leaves the machine (the finished model) S
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ def canonical(value: Any) -> bytes:
     """Encode a JSON value so that equal values have equal bytes: sorted keys, no spaces, UTF-8, no NaN."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "surrogatepass")
+
+
+def json_number(value: float) -> float | str:
+    """Return a float as JSON can hold it: NaN and infinities as words (`float` reads them back), all others exactly."""
+    return value if math.isfinite(value) else str(value)
 
 
 def digest(data: bytes | memoryview) -> str:

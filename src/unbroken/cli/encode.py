@@ -14,7 +14,7 @@ def encode(
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     *,
     column: str = "text",
-    prompt: str = "",
+    prompt: str | None = None,
     normalize: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
@@ -36,7 +36,7 @@ def encode(
     column
         Which column of the rows holds the text.
     prompt
-        Text put before every text.
+        Text put before every text. Default: the model's own default prompt, if it has one.
     normalize
         Scale every embedding to length one.
     json

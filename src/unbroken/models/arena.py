@@ -91,11 +91,13 @@ def read(folder: Path) -> Arena | None:
     """Return the arena in `folder`, None if there is none or its content is not what was written."""
     try:
         about = json.loads((folder / ABOUT_FILE).read_bytes())
+        if about.pop("seal") != digest(canonical([folder.name, about])):
+            return None
         if any(digest_file(folder / name) != about["digests"][name] for name in (IDS_FILE, OFFSETS_FILE)):
             return None
         ids = np.load(folder / IDS_FILE, mmap_mode="r")
         return Arena(np.asarray(ids), np.load(folder / OFFSETS_FILE), int(about["prompt_length"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -121,7 +123,7 @@ def build(
         "digests": {name: digest_file(aside / name) for name in (IDS_FILE, OFFSETS_FILE)},
         "prompt_length": tokenizer.prompt_length(prompt),
     }
-    (aside / ABOUT_FILE).write_bytes(canonical(about))
+    (aside / ABOUT_FILE).write_bytes(canonical(about | {"seal": digest(canonical([folder.name, about]))}))
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 

@@ -17,6 +17,7 @@ from unbroken.models.backbone import Backbone, build_backbone
 from unbroken.models.folder import Folder, Part, Settings, read_folder, resolve
 from unbroken.models.heads import Dense, build_head
 from unbroken.models.inference import encode_texts
+from unbroken.models.lookup import Lookup
 from unbroken.models.packing import Pack
 from unbroken.models.padding import ragged_of, repad
 from unbroken.models.pooling import Pooling
@@ -179,6 +180,12 @@ class Encoder(nn.Module):
     def notes(self) -> tuple[str, ...]:
         """What was chosen or could not be done when the model was loaded, a sentence each."""
         return self.folder.notes + ((self.backbone.reason,) if self.backbone.reason else ())
+
+    def reuse_table_gradients(self) -> None:
+        """Keep the buffers of embedding tables' gradients from step to step; see `Lookup` for what must then hold."""
+        for module in self.modules():
+            if isinstance(module, Lookup):
+                module.reuses_gradient = True
 
     @property
     def device(self) -> torch.device:

@@ -17,21 +17,24 @@ from torch.autograd.function import once_differentiable
 
 
 class Lookup(nn.Embedding):
-    """`nn.Embedding` whose `weight.grad`, on a CPU, is one buffer used again and again.
+    """`nn.Embedding` whose `weight.grad`, where `reuses_gradient` is set, is one buffer used again and again.
 
-    A gradient that reaches the table by another way (a tied output head) is noticed, and all of the buffer is zeroed
-    afterwards instead of the touched rows.
+    Only for a training step that is known from end to end: whoever keeps `weight.grad` beyond the step, adds to its
+    untouched rows, or lets a gradient reach the table by another way (a tied output head) would find the rest of it
+    in a later step. So it is off unless a task that does none of this switches it on.
     """
+
+    reuses_gradient = False
 
     def __init__(self, rows: int, width: int, padding_idx: int | None, weight: Tensor) -> None:
         super().__init__(rows, width, padding_idx=padding_idx, _weight=weight)
         self._gradient: Tensor | None = None
         self._touched: list[Tensor] = []
-        self._all_touched = False
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the given ids: [...] -> [..., width]."""
-        if not (torch.is_grad_enabled() and self.weight.requires_grad and self.weight.device.type == "cpu"):
+        suits = self.reuses_gradient and self.weight.requires_grad and self.weight.device.type == "cpu"
+        if not (suits and torch.is_grad_enabled()):
             return F.embedding(input, self.weight, self.padding_idx)
         found: Tensor = _Lookup.apply(self.weight, input, self)  # type: ignore[no-untyped-call]
         return found
@@ -49,23 +52,15 @@ class Lookup(nn.Embedding):
         self._touched.append(ids)
 
     def _begin(self) -> None:
-        """Make the zeroed buffer the table's gradient, keeping what another way put there first."""
-        earlier = self.weight.grad
+        """Make the buffer, zero again, the table's gradient."""
+        if self.weight.grad is not None:
+            raise RuntimeError("the embedding table has a gradient of another origin; it may not reuse its own")
         if self._gradient is None or self._gradient.shape != self.weight.shape:
             self._gradient = torch.zeros_like(self.weight)
-            self.weight.register_post_accumulate_grad_hook(self._notice)
-        elif self._all_touched:
-            self._gradient.zero_()
         elif self._touched:
             self._gradient.index_fill_(0, torch.cat(self._touched), 0.0)
-        self._touched, self._all_touched = [], False
-        if earlier is not None:
-            self._gradient.add_(earlier)
-            self._all_touched = True
+        self._touched = []
         self.weight.grad = self._gradient
-
-    def _notice(self, weight: Tensor) -> None:
-        self._all_touched = True
 
 
 class _Lookup(torch.autograd.Function):

@@ -32,12 +32,12 @@ class Cadence:
         self._cost = 0.0
         self._last = self.clock()
 
-    def due(self, step: int, *, epoch_ends: bool) -> bool:
-        """Tell whether to commit after finished step `step`."""
+    def due(self, step: int) -> bool:
+        """Tell whether to commit after finished step `step`; the ends of epochs and phases are the loop's to see."""
         if self.strategy == "steps":
             return step % (self.steps or 1) == 0
         if self.strategy == "epoch":
-            return epoch_ends
+            return False
         return self.clock() - self._last >= self.interval
 
     @property

@@ -30,7 +30,6 @@ def describe_checkpoint(folder: Path) -> list[Section]:
         "run_id": manifest.run_id,
         "phase": state.get("phase"),
         "loss": (state.get("last_record") or {}).get("loss"),
-        "best": state.get("best"),
         "verifies": not problems,
         "size_bytes": sum(record.size for record in manifest.files.values()),
         "run": str(folder.resolve().parents[1]),

@@ -6,7 +6,6 @@ However often the process stops on the way, the final state is the same, bit for
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, ConfigError
-from unbroken.base.fingerprint import canonical, digest
+from unbroken.base.fingerprint import canonical, digest, json_number
 from unbroken.base.seeds import chunk_seed, derive
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
@@ -23,7 +22,18 @@ from unbroken.run.evaluation import Evaluations
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
 from unbroken.run.replay import Replay
-from unbroken.run.report import Began, Boundary, Committed, Ended, Notice, Replayed, Reporter, Stepped, silent
+from unbroken.run.report import (
+    Began,
+    Boundary,
+    Committed,
+    Ended,
+    Notice,
+    Replayed,
+    Reporter,
+    Stepped,
+    silent,
+    unfailing,
+)
 from unbroken.run.state import State
 from unbroken.run.stop import StopRequest
 from unbroken.step.generators import seeded
@@ -70,23 +80,23 @@ class Engine:
         self.job = job
         self.folder = folder
         self.settings = settings
-        self.report = report
+        self.report = unfailing(report)
         self.stop = stop or StopRequest()
         self.cadence = settings.cadence
         self.ended = Ended(0, finished=False, reason="not begun", model="")
         self._draw_key = derive(job.seed, "step")
         self._last_record: dict[str, Any] = {}
         self._committed = -1
-        self._begun = False
+        self._advanced = False
 
     def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
-        with self.stop.listening(self._announce):
+        with self.stop.listening():
             self._begin()
             if self.settings.commit_first and self.state.step == 0:
                 self._commit()
                 self._poll(wait=True)  # a step recorded before it is durable could not be made again
-            self.evaluations.settle(self.state)
+            self.evaluations.settle(self.state, self._last_record)
             while self.state.step < self.job.last_step and not self.stop.requested:
                 number = self.state.step
                 phase_index, phase = self.job.phase_at(number)
@@ -151,6 +161,7 @@ class Engine:
             self._committed = restored.step
             self._last_record = restored.state["last_record"]
             before = json.loads(restored.documents[layout.SEGMENT_FILE])
+            self.state.best = before["best"]
         for text in self.folder.checkpoints.notes:
             self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
@@ -187,15 +198,12 @@ class Engine:
             "kind": "step",
             "n": self.state.step,
             "ids": digest(self._draw.ids.astype("<i8").tobytes()),
-            "loss": _json_number(loss),
-            "grad_norm": _json_number(norm),
+            "loss": json_number(loss),
+            "grad_norm": json_number(norm),
             "learning_rate": rate,
         }
 
     def _record(self, record: dict[str, Any]) -> None:
-        if self._last_record and not self._begun:
-            self.report(Boundary(self._last_record, record))
-        self._last_record, self._begun = record, True
         try:
             held = self.replay.matches(record)
         except CannotContinueError as refusal:
@@ -203,27 +211,33 @@ class Engine:
                 self.folder.journal.append({"kind": "refusal", "n": record["n"], "text": str(refusal)})
                 self.folder.journal.sync()
                 raise
-            self.replay.forget()
+            self.replay.drift(record["n"])
+            self.folder.checkpoints.set_aside_from(record["n"])
             self.folder.journal.append({"kind": "drift", "n": record["n"], "text": str(refusal)})
             self.report(Notice(f"{refusal.what}; going on inexactly from step {record['n']}, as asked"))
             held = False
         if not held:
             self.folder.journal.append(record)
+            if self._last_record and not self._advanced:
+                self.report(Boundary(self._last_record, record))
+            self._advanced = True
+        self._last_record = record
         if self.replay.compared and record["n"] == self.replay.end:
             first, last = self.replay.compared[0], self.replay.compared[-1]
-            self.folder.journal.append({"kind": "replay", "first": first, "last": last, "identical": True})
-            self.report(Replayed(first, last))
+            count = len(self.replay.compared)
+            self.folder.journal.append({"kind": "replay", "first": first, "last": last, "count": count})
+            self.report(Replayed(first, last, count))
 
     def _after_step(self) -> None:
         """Evaluate and commit where due. A stop commits first: the grace time may be short."""
         step = self.state.step
         self._poll()
-        chosen = not self.stop.requested and self.evaluations.settle(self.state)
+        chosen = not self.stop.requested and self.evaluations.settle(self.state, self._last_record)
         index, phase = self.job.phase_at(step)
         boundary = step == self.job.first_step(index) or step == self.job.last_step
-        next_epoch = step < self.job.last_step and phase.plan.draw(step - self.job.first_step(index)).epoch
-        due = self.cadence.due(step, epoch_ends=boundary or next_epoch != self._draw.epoch)
-        if due or boundary or chosen or self.stop.requested:
+        if self.cadence.strategy == "epoch" and not boundary:
+            boundary = phase.plan.draw(step - self.job.first_step(index)).epoch != self._draw.epoch
+        if self.cadence.due(step) or boundary or chosen or self.stop.requested:
             self._commit()
 
     def _commit(self) -> None:
@@ -231,7 +245,7 @@ class Engine:
             return
         self.cadence.began()
         image = self.state.image()
-        segment = canonical({"segment": self.segment, "environment": self.environment})
+        segment = canonical({"segment": self.segment, "environment": self.environment, "best": self.state.best})
         image = replace(
             image,
             state={**image.state, "last_record": self._last_record},
@@ -257,6 +271,7 @@ class Engine:
         self._commit()
         self._poll(wait=True)
         if finished:
+            self.evaluations.settle(self.state, self._last_record)  # a stop in the last step left it out
             best = self.state.best["step"] if self.state.best else step
             sums = self.folder.publish(best)
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
@@ -290,15 +305,7 @@ class Engine:
             {
                 "kind": "canary",
                 "n": self.state.step + 1,
-                "loss": _json_number(float(loss)),
-                "grad_norm": _json_number(float(norm)),
+                "loss": json_number(float(loss)),
+                "grad_norm": json_number(float(norm)),
             }
         )
-
-    def _announce(self, name: str) -> None:
-        self.report(Notice(f"{name}: finishing this step and committing; once more ends at once"))
-
-
-def _json_number(value: float) -> float | str:
-    """JSON has no NaN and no infinity; all other floats survive exactly."""
-    return value if math.isfinite(value) else str(value)

@@ -28,7 +28,7 @@ def pin(threads: int) -> None:
     os.environ["MKL_DYNAMIC"] = "FALSE"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # the other call imports torch's compiler
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from unbroken.base.errors import ConfigError
-from unbroken.base.fingerprint import canonical
+from unbroken.base.fingerprint import canonical, digest, json_number
 from unbroken.base.seeds import chunk_seed, derive
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
@@ -59,34 +60,41 @@ class Evaluations:
         """Return the file that keeps the evaluation after `step` finished steps."""
         return self.folder.root / layout.EVAL_FOLDER / f"{layout.checkpoint_name(step)}.json"
 
-    def settle(self, state: State) -> bool:
-        """Make sure the evaluation due now is done; True if it is the best so far and its state must be kept."""
+    def settle(self, state: State, last_record: Mapping[str, Any]) -> bool:
+        """Make sure the evaluation due now is done; True if it is the best so far and its state must be kept.
+
+        An evaluation belongs to the step that `last_record` describes: one made before results drifted is not used.
+        """
         if not self.due(state.step):
             return False
-        metrics = self._done_before(state.step)
+        made_of = digest(canonical([self.job.evaluation_id, last_record]))
+        metrics = self._done_before(state.step, made_of)
         if metrics is None:
             with undisturbed(self.job, state.step):
                 metrics = self.job.evaluate()
-            self._keep(state.step, metrics)
+            self._keep(state.step, metrics, made_of)
         self.report(Evaluated(state.step, metrics))
         return self._choose(state, metrics)
 
-    def _done_before(self, step: int) -> dict[str, float] | None:
+    def _done_before(self, step: int, made_of: str) -> dict[str, float] | None:
         """An evaluation found on disk is used again: a killed segment may have got that far."""
         try:
-            found = json.loads((self.path(step)).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return found["metrics"] if found.get("of") == self.job.evaluation_id else None
+            found = json.loads(self.path(step).read_bytes())
+            if found["of"] == made_of:
+                return {str(name): float(value) for name, value in found["metrics"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # damaged: it is made again
+        return None
 
-    def _keep(self, step: int, metrics: dict[str, float]) -> None:
+    def _keep(self, step: int, metrics: dict[str, float], made_of: str) -> None:
         path = self.path(step)
         files.make_folders(path.parent)
-        files.replace_file(path, canonical({"step": step, "metrics": metrics, "of": self.job.evaluation_id}))
+        values = {name: json_number(value) for name, value in metrics.items()}
+        files.replace_file(path, canonical({"step": step, "metrics": values, "of": made_of}))
         recorded = self.replay.evaluations.get(step)
         if recorded is None:
-            self.folder.journal.append({"kind": "evaluation", "n": step, "metrics": metrics})
-        elif recorded != metrics:
+            self.folder.journal.append({"kind": "evaluation", "n": step, "metrics": values})
+        elif recorded != values:
             self.report(Notice(f"the evaluation after step {step} differs from the recorded one"))
 
     def _choose(self, state: State, metrics: dict[str, float]) -> bool:
@@ -96,6 +104,8 @@ class Evaluations:
         if name not in metrics:
             raise ConfigError(f"metric_for_best_model: '{name}' is not among the metrics: {', '.join(metrics)}")
         sign = 1 if self.choice.greater_is_better else -1
+        if not math.isfinite(metrics[name]):
+            return False
         if state.best is not None and sign * metrics[name] <= sign * state.best["value"]:
             return False
         state.best = {"step": state.step, "metric": name, "value": metrics[name]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 
 import yaml
 
-from unbroken.base.errors import CannotContinueError, StorageError
+from unbroken.base.errors import BusyError, CannotContinueError, StorageError
 from unbroken.run.contract import Contract
 from unbroken.run.proof import proof
 from unbroken.run.report import Ended
 from unbroken.store import files, layout
 from unbroken.store.checkpoints import Checkpoints, Restored, publish_model
-from unbroken.store.journal import Journal, Mark
+from unbroken.store.journal import Journal, Mark, read_last
 from unbroken.store.lock import RunLock
-from unbroken.store.run import create_run, prepare_folder, read_run
+from unbroken.store.run import create_run, is_run, prepare_folder, read_run
 
 ASIDE_PREFIX = "before-restart-"
 
@@ -55,6 +54,9 @@ class RunFolder:
         prepare_folder(root)
         lock = RunLock(root)
         lock.acquire()
+        if is_run(root):  # another process made it while this one loaded its model
+            lock.release()
+            raise BusyError(f"{root} has become a run of another process just now", next_step="look, and run again")
         document = {
             "run_id": uuid.uuid4().hex,
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -107,13 +109,16 @@ class RunFolder:
 
     def finished(self) -> Ended | None:
         """Return how the run ended if it is finished; its model is placed again should it have been damaged."""
-        last = deque(self.journal.records(), maxlen=1)
-        if not last or last[0]["kind"] != "finish":
+        record = read_last(self.journal.path)
+        if record is None or record["kind"] != "finish":
             return None
-        record = last[0]
         model = self.root / layout.MODEL_FOLDER
-        if any(not _has_sum(model / name, sha256) for name, sha256 in record["sha256"].items()):
-            self.publish(record["best"])
+        try:
+            self.publish(record["best"])  # changes nothing where every file is as it was
+        except CannotContinueError:
+            # Someone removed the checkpoint to save space; then the weights at least must be the ones recorded.
+            if any(not _has_sum(model / name, sha256) for name, sha256 in record["sha256"].items()):
+                raise
         return Ended(record["n"], finished=True, reason="", model=str(model), proof=self.proof())
 
     def close(self) -> None:

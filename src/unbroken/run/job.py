@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from unbroken.plan.plan import Plan
+from unbroken.step.adamw import Optimizer
 from unbroken.step.gradients import Scope
 
 

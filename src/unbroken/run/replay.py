@@ -37,6 +37,8 @@ class Replay:
                 self.marks[number] = mark
             elif record["kind"] == "segment":
                 self.segments.append(record)
+            elif record["kind"] == "drift":
+                self._forget_from(number)
             elif record["kind"] == "canary" and number > step:
                 self.canary[number] = record
             elif record["kind"] == "evaluation":
@@ -47,9 +49,15 @@ class Replay:
     def __len__(self) -> int:
         return len(self.recorded)
 
-    def forget(self) -> None:
-        """Expect nothing any more: the run goes on with other results."""
-        self.recorded, self.canary, self.marks = {}, {}, {}
+    def drift(self, step: int) -> None:
+        """Expect nothing from `step` on: the run goes on with other results from there."""
+        self._forget_from(step)
+        self.end = max(self.recorded.keys() | self.canary.keys(), default=step)
+
+    def _forget_from(self, step: int) -> None:
+        for held in (self.recorded, self.canary, self.marks, self.evaluations):
+            for number in [number for number in held if number >= step]:
+                del held[number]
 
     def matches(self, record: dict[str, Any]) -> bool:
         """Compare one finished step; True if the journal holds it already and it is identical.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Boundary:
-    """The last recorded step before this segment and the first new one, side by side."""
+    """The last step on record before this segment and the first one after it, side by side."""
 
     recorded: dict[str, Any]
     first_new: dict[str, Any]
@@ -40,10 +41,11 @@ class Boundary:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Steps `first` to `last` were recorded before, computed again, and are identical to the bit."""
+    """`count` of the steps `first` to `last` were on record, computed again, and are identical to the bit."""
 
     first: int
     last: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def plain(event: Event) -> None:
     match event:
         case Began(step, last_step, _, segment, to_replay) if segment > 1:
             line = f"segment {segment}: step {step} of {last_step} restored, {to_replay} recorded steps to replay"
-        case Replayed(first, last):
-            line = f"replayed {last - first + 1} steps ({first} to {last}): identical"
+        case Replayed(first, last, count):
+            line = f"replayed {count} steps ({first} to {last}): identical"
         case Evaluated(step, metrics):
             line = f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         case Ended(step, finished, reason, _, _):
@@ -105,3 +107,13 @@ def plain(event: Event) -> None:
         case _:
             return
     print(line, file=sys.stderr)
+
+
+def unfailing(report: Reporter) -> Reporter:
+    """Return a reporter that shows what `report` shows; a stream that is closed under it never stops a run."""
+
+    def shown(event: Event) -> None:
+        with suppress(OSError, ValueError):
+            report(event)
+
+    return shown

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from unbroken.base.errors import CannotContinueError, ConfigError
 from unbroken.run.job import Job, Phase
+from unbroken.step.adamw import Optimizer
 from unbroken.store.checkpoints import Image, Placed, Restored
 
 ALIGNMENT = 64
@@ -31,6 +31,7 @@ class State:
     phase: int
     optimizer: Optimizer
     trained: dict[str, Parameter]
+    movable: dict[str, bool]
     best: dict[str, Any] | None = None
 
     @classmethod
@@ -40,8 +41,9 @@ class State:
         Raises `ConfigError` if something would be trained that no checkpoint holds.
         """
         align(job.modules)
-        trained, optimizer = begin_phase(job, 0)
-        return cls(job, step=0, phase=0, optimizer=optimizer, trained=trained)
+        movable = {name: tensor.requires_grad for name, tensor in held_tensors(job.modules)}
+        trained, optimizer = begin_phase(job, 0, movable)
+        return cls(job, step=0, phase=0, optimizer=optimizer, trained=trained, movable=movable)
 
     def advance(self) -> None:
         """Count one finished step; at the end of a phase, begin the next one with a new optimizer."""
@@ -51,7 +53,7 @@ class State:
     def _enter(self, phase: int) -> None:
         if phase != self.phase:
             self.phase = phase
-            self.trained, self.optimizer = begin_phase(self.job, phase)
+            self.trained, self.optimizer = begin_phase(self.job, phase, self.movable)
 
     def image(self) -> Image:
         """Return what a commit writes now; tensors are the live ones, to be copied before training goes on."""
@@ -69,7 +71,6 @@ class State:
             "phase": self.job.phases[self.phase].name,
             "optimizer_numbers": numbers,
             "groups": group_options(self.optimizer, self.trained),
-            "best": self.best,
             "extras": {name: extra.state_dict() for name, extra in self.job.extras.items()},
         }
         return Image(self.step, tensors, self.job.documents(), state)
@@ -83,18 +84,18 @@ class State:
         held = dict(held_tensors(self.job.modules))
         saved = {name: tensor for name, tensor in restored.tensors.items() if not name.startswith("optimizer/")}
         require_same(held, saved, restored.step)
+        self._enter(self.job.phase_at(restored.step)[0])
+        slots = self._optimizer_slots(restored)
         with torch.no_grad():
             for name, tensor in saved.items():
                 held[name].copy_(tensor)
         self.step = restored.step
-        self._enter(self.job.phase_at(restored.step)[0])
-        if state["phase"] == self.job.phases[self.phase].name:
-            self._restore_optimizer(restored)
-        self.best = state["best"]
+        self._restore_optimizer(restored, slots)
         for name, extra in self.job.extras.items():
             extra.load_state_dict(state["extras"][name])
 
-    def _restore_optimizer(self, restored: Restored) -> None:
+    def _optimizer_slots(self, restored: Restored) -> dict[str, dict[str, Any]]:
+        """Return what the checkpoint holds for each parameter, once it is known to fit the optimizer of its phase."""
         slots: dict[str, dict[str, Any]] = {}
         for path, tensor in restored.tensors.items():
             if path.startswith("optimizer/"):
@@ -113,6 +114,9 @@ class State:
                 f"which has {len(self.optimizer.param_groups)} now",
                 next_step="give the optimizer all its groups from the start; a rate of 0 keeps one still",
             )
+        return slots
+
+    def _restore_optimizer(self, restored: Restored, slots: dict[str, dict[str, Any]]) -> None:
         ordered = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         names = {id(parameter): name for name, parameter in self.trained.items()}
         packed = self.optimizer.state_dict()
@@ -132,20 +136,20 @@ class State:
                     self.optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
-def begin_phase(job: Job, index: int) -> tuple[dict[str, Parameter], Optimizer]:
+def begin_phase(job: Job, index: int, movable: Mapping[str, bool]) -> tuple[dict[str, Parameter], Optimizer]:
     """Freeze what phase `index` does not train, build its optimizer over the rest, and return both.
 
+    A phase that does not say trains what was `movable` when the run began, whatever the phases before it froze.
     What counts as trained is what the optimizer holds: only that has its gradients measured, clipped and released.
     """
     phase: Phase = job.phases[index]
     parameters = {name: p for name, p in held_tensors(job.modules) if isinstance(p, Parameter)}
-    if phase.trains is not None:
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(phase.trains(name))
-    movable = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    if not movable:
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(movable[name] if phase.trains is None else phase.trains(name))
+    moved = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
+    if not moved:
         raise ConfigError(f"phase '{phase.name}' has nothing to train")
-    optimizer = phase.optimizer(movable)
+    optimizer = phase.optimizer(moved)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     known = {id(parameter) for parameter in parameters.values()}
     strangers = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STDERR = 2
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
@@ -38,15 +39,18 @@ class StopRequest:
         self.reason = self.reason or reason
 
     @contextmanager
-    def listening(self, on_first: Callable[[str], None] = lambda name: None) -> Iterator[StopRequest]:
-        """Take signals as requests while the block runs; does nothing outside the main thread."""
+    def listening(self) -> Iterator[StopRequest]:
+        """Take signals as requests while the block runs, saying so on stderr; nothing outside the main thread."""
 
         def handle(number: int, frame: FrameType | None) -> None:
             if self.signal is not None:
                 os._exit(EXIT_CODES.get(signal.Signals(number), 75))
             self.signal = signal.Signals(number)
             self.ask(f"signal {self.signal.name}")
-            on_first(self.signal.name)
+            line = f"\n{self.signal.name}: finishing this step and committing; once more ends at once\n"
+            # Not print: a signal that arrives while a line is being printed would enter the stream twice and raise.
+            with suppress(OSError):
+                os.write(STDERR, line.encode())
 
         try:
             previous = {number: signal.signal(number, handle) for number in SIGNALS}

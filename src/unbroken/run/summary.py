@@ -192,7 +192,7 @@ class Tally:
             case "replay":
                 self._reach(record["last"])
                 if self.summary.segments:
-                    self.summary.segments[-1].replayed += record["last"] - record["first"] + 1
+                    self.summary.segments[-1].replayed += record["count"]
             case "evaluation":
                 self.summary.evaluations[record["n"]] = record["metrics"]
             case "stop":

@@ -54,11 +54,20 @@ def cached_gradients(
     gradients = torch.split(embeddings.grad, [len(part) for part in (*rows, retained)])
 
     with scope(last):
-        backward(retained, gradients[last])
+        send_back(retained, gradients[last])
     for index in range(last):
         with scope(index):
-            backward(encode(chunks[index]), gradients[index])
+            send_back(encode(chunks[index]), gradients[index])
     return value.detach()
+
+
+def send_back(rows: Tensor, gradient: Tensor) -> None:
+    """Send `gradient` back through `rows`, to the bit as `backward(rows, gradient)` does.
+
+    The sum's gradient is 1, and 1 x gradient is exact. Given a gradient, torch's `backward` would import sympy first:
+    0.3 s of every start.
+    """
+    backward((rows * gradient).sum())
 
 
 def accumulated(

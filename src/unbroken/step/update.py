@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from unbroken.base.errors import TrainingError
+from unbroken.step.adamw import Optimizer
 
 NORM_EPSILON = 1e-6
 """What torch.nn.utils.clip_grad_norm_ adds to the norm before it divides."""

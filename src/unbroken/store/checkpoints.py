@@ -118,6 +118,17 @@ class Checkpoints:
         except CannotContinueError as problem:
             return [problem.what]
 
+    def set_aside_from(self, step: int) -> list[str]:
+        """Move the checkpoints of `step` and later out of the way, as `.drifted-*`; return their new names.
+
+        For a run that goes on with other results: it must not fall back to those of before.
+        """
+        moved = []
+        for later in [number for number in self.steps() if number >= step]:
+            moved.append(files.set_aside(self._folder(later), layout.DRIFTED_PREFIX).name)
+            self._sound.discard(later)
+        return moved
+
     def restore(self, step: int | None = None) -> Restored | None:
         """Return the newest checkpoint that verifies, or None if the run never made one.
 

@@ -90,6 +90,25 @@ def read_records(path: Path, damaged: list[str] | None = None) -> Iterator[dict[
     return (record for record, _ in _walk(path, START, [] if damaged is None else damaged))
 
 
+def read_last(path: Path) -> dict[str, Any] | None:
+    """Return the last whole, undamaged record, reading no more than the end of the file; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            block = BLOCK_BYTES
+            while True:
+                file.seek(max(0, size - block))
+                lines = file.read(block).splitlines(keepends=True)
+                for line in reversed(lines if size <= block else lines[1:]):
+                    if (record := decode_line(line)) is not None:
+                        return record
+                if block >= size:
+                    return None
+                block *= 4
+    except FileNotFoundError:
+        return None
+
+
 class Journal:
     """The journal of a run, open for appending by the process that holds the run's lock.
 

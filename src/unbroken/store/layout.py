@@ -29,6 +29,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 UNFINISHED_PREFIX = ".tmp-"  # being written; left over, it belongs to a dead attempt
 TRASH_PREFIX = ".trash-"  # being deleted
 BROKEN_PREFIX = ".broken-"  # a checkpoint that failed its checks; kept for people to look at
+DRIFTED_PREFIX = ".drifted-"  # a checkpoint of steps that were done again with other results, as was accepted
 FOREIGN_PREFIX = ".foreign-"  # another run's checkpoint that stood where ours had to go
 TORN_PREFIX = "journal.torn-"  # an unfinished last record cut from the journal
 

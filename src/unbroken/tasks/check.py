@@ -22,18 +22,9 @@ from unbroken.store import files
 from unbroken.store.lock import describe
 from unbroken.store.run import read_run
 from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.task import TASKS, Prepared, Progress, Task, find_task
-from unbroken.tasks.train import (
-    CHECKPOINT_MULTIPLE,
-    Request,
-    check_contract,
-    compose_contract,
-    output_dir,
-    plain_values,
-    resolve_config,
-    resolve_threads,
-    step_asked_for,
-)
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE, Request, output_dir, resolve_config, step_asked_for
 
 if TYPE_CHECKING:
     import torch  # two seconds that nobody waits for whose configuration has a mistake
@@ -43,7 +34,7 @@ LIBRARIES_BYTES = 500_000_000  # Python, torch and their working memory, roughly
 
 
 class TaskCheck(Protocol):
-    """What a task's module `check` offers as `open_check(config, progress)`."""
+    """What a task's module `check` offers as `open_check(config, progress, run)`, `run` being the one to go on with."""
 
     @property
     def sections(self) -> Sequence[Callable[[], Section]]:
@@ -110,7 +101,7 @@ def check(request: Request, *, time_steps: bool = False, progress: Progress = la
     found.sections.append(_configuration(config, request, threads))
     task = find_task(config.task)
     module: Any = import_module(TASKS[config.task].rpartition(".")[0] + ".check")
-    looker: TaskCheck = module.open_check(config, progress)
+    looker: TaskCheck = module.open_check(config, progress, None if recorded is None else root)
     done = 0
     if recorded is None:
         found.attempt(partial(require_new_folder, root))
@@ -152,6 +143,7 @@ def _configuration(config: TrainingConfig, request: Request, threads: int) -> Se
         key: {"value": used[key], "from": request.origins.get(key, "given")}
         for key in request.values
         if key in fields
+        and request.values[key] != "auto"
         and (key == "task" or getattr(config, key) != fields[key].get_default(call_default_factory=True))
     }
     return Section(
@@ -189,7 +181,7 @@ def _contract(
     request: Request,
 ) -> Section:
     """Compare what was asked for with what the run was started with, and refuse as `train` would."""
-    asked = compose_contract(config, prepared, threads)
+    asked = compose_contract(config, prepared, threads, config.device)
     changed = contract.differences(recorded, asked)
     found.attempt(lambda: check_contract(root, recorded, asked, prepared, request.origins))
     values: dict[str, Any] = {

@@ -32,7 +32,7 @@ ELSEWHERE = {
     "train_batch_size": "batch_size",
     "train_dataset": "train_data",
 }
-DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
@@ -112,7 +112,8 @@ class TrainingConfig(Config):
     def _known_device(cls, value: str) -> str:
         if DEVICES.fullmatch(value) is None:
             raise ValueError("give auto, cpu, cuda or cuda:N")
-        return value
+        number = value.partition(":")[2]
+        return f"cuda:{int(number)}" if number.strip("0") else value.partition(":")[0]  # cuda:0 is cuda
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -123,7 +124,29 @@ class TrainingConfig(Config):
             )
         if self.load_best_model_at_end and self.eval_data is None:
             raise ValueError("load_best_model_at_end has nothing to choose by; add `eval_data: FILE`, or leave it out")
+        if self.save_strategy == "steps" and self.save_steps is None:
+            raise ValueError("save_strategy: steps says not after how many; add `save_steps: 100`, or leave it out")
+        if self.save_strategy == "time" and self.save_seconds is None:
+            raise ValueError("save_strategy: time says not how often; add `save_seconds: 60`, or leave it out")
         return self
+
+    @classmethod
+    def left_open(cls, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values `recorded` in a run for what a request for it leaves open: absent keys, and `auto`.
+
+        A default that changed in a newer version must not change a run that is under way.
+        """
+        return {
+            key: value
+            for key, value in recorded.items()
+            if key not in asked or (key in ("threads", "device") and asked[key] == "auto")
+        }
+
+    def resolved_identity(self) -> dict[str, Any]:
+        """Return what the identity keys mean: the same however they were written, and no default left open."""
+        values = {key: getattr(self, key) for key in self.identity_keys()}
+        whole = self.micro_batch_size == self.batch_size  # what None says too, whatever batch_size is
+        return values | ({"micro_batch_size": None} if whole else {})
 
     @property
     def best_metric(self) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
-from unbroken.base.errors import ConfigError
+from unbroken.base.errors import CannotContinueError, ConfigError
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, run: Path | None = None) -> torch.device:
     """Return the device called `name`; `auto` is the first GPU, or the CPU where there is none.
 
-    Raises `ConfigError` for a name torch does not know or a GPU that is not there.
+    Raises `ConfigError` for a name torch does not know or a GPU that is not there, `CannotContinueError` if it is the
+    one that `run` was started on.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -18,9 +21,16 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"device: {name!r} is not known", next_step="give auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device: {name} is not there; torch sees {torch.cuda.device_count()} GPUs",
-            next_step="set device to cpu or auto, or install a torch with CUDA on a machine with a GPU",
+    if device.type != "cuda" or (device.index or 0) < torch.cuda.device_count():
+        return device
+    seen = f"torch sees {torch.cuda.device_count()} GPUs"
+    if run is not None:
+        raise CannotContinueError(
+            f"{run} was started on {name}, which is not there; {seen}",
+            why="another device makes another model",
+            next_step=f"go on where there is one, or begin a new run with `model: {run}`, or --restart to start over",
         )
-    return device
+    raise ConfigError(
+        f"device: {name} is not there; {seen}",
+        next_step="set device to cpu or auto, or install a torch with CUDA on a machine with a GPU",
+    )

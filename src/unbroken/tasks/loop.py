@@ -23,7 +23,7 @@ from unbroken.run.folder import RunFolder, move_aside
 from unbroken.run.job import Job, Phase
 from unbroken.run.preflight import require_new_folder, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain
-from unbroken.run.state import begin_phase, held_tensors
+from unbroken.run.state import State, held_tensors
 from unbroken.store import layout
 from unbroken.store.run import read_run
 from unbroken.tasks.loop_contract import describe, require_scheduler_held, require_unchanged
@@ -150,7 +150,7 @@ class Loop:
             raise
         finally:
             folder.close()
-        if engine.stop.signal is not None:
+        if engine.stop.signal is not None and not engine.ended.finished:
             sys.exit(engine.stop.exit_code)
 
     def step(self, loss: Tensor | float) -> float:
@@ -221,7 +221,7 @@ class Loop:
         document = read_run(self._root)
         recorded = document["contract"] if document else None
         environment.pin(threads or (recorded or {}).get("config", {}).get("threads") or torch.get_num_threads())
-        begin_phase(self._job, 0)
+        State.initial(self._job)
         self._digests = row_digests(data) if fingerprint is None else np.empty(0, dtype=np.uint64)
         self._contract = describe(self._job, self._optimizer, self._extras, self._digests, fingerprint)
         if recorded is not None:

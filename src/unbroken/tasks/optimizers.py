@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch.nn import Parameter
-from torch.optim import AdamW
 
+from unbroken.step.adamw import AdamW
 from unbroken.tasks.common import TrainingConfig
 
 
 def adamw(trained: Mapping[str, Parameter], config: TrainingConfig) -> AdamW:
-    """Return fused AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); only matrices decay, not biases or norms."""
+    """Return AdamW over what is trained; only matrices decay, not biases or norms."""
     matrices = [parameter for parameter in trained.values() if parameter.ndim > 1]
     vectors = [parameter for parameter in trained.values() if parameter.ndim <= 1]
     groups = [
@@ -23,5 +23,4 @@ def adamw(trained: Mapping[str, Parameter], config: TrainingConfig) -> AdamW:
         lr=config.learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
-        fused=True,
     )

@@ -58,12 +58,30 @@ def _require_hub_id(model: str, path: Path) -> None:
 
 
 def enclosing_run(path: Path) -> Path | None:
-    """Return the run that `path` is, or lies in (its model/, checkpoints/, or one checkpoint); None if in none."""
+    """Return the run that `path` is, or lies in, no deeper than checkpoints/STEP/model/MODULE; None if in none."""
     resolved = path.resolve()
-    for folder in (resolved, *resolved.parents[:3]):
+    for folder in (resolved, *resolved.parents[:4]):
         if os.path.isfile(folder / layout.RUN_FILE):
             return path if folder == resolved else folder
     return None
+
+
+def checkpoint_of(path: Path, run: Path, key: str) -> int | None:
+    """Return the step of the checkpoint that `path` is or lies in; None for the run, its checkpoints/ or its model/.
+
+    Only a folder in RUN/checkpoints is a checkpoint, whatever others are called. Raises `ConfigError`, which names
+    `key`, for anything else in the run.
+    """
+    parts = path.resolve().relative_to(run.resolve()).parts
+    if parts in ((), (layout.CHECKPOINTS_FOLDER,), (layout.MODEL_FOLDER,)):
+        return None
+    step = layout.step_of(parts[1]) if parts[0] == layout.CHECKPOINTS_FOLDER else None
+    if step is None:
+        raise ConfigError(
+            f"{key}: {path} is neither the run {run} nor one of its checkpoints",
+            next_step=f"give {run}, or a folder in {run / layout.CHECKPOINTS_FOLDER}",
+        )
+    return step
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -79,14 +97,14 @@ def newest_checkpoint(run: Path) -> Path | None:
 
 def _model_of(path: Path, run: Path) -> tuple[Path, int | None]:
     """Return the model folder meant by a path inside a run, and its step (None: the finished one)."""
-    if (path / layout.MANIFEST_FILE).is_file():
-        return path / layout.MODEL_FOLDER, layout.step_of(path.resolve().name)
-    if path.resolve() == run.resolve() and (run / layout.MODEL_FOLDER).is_dir():
+    step = checkpoint_of(path, run, "model")
+    if step is not None:
+        checkpoint = run / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step)
+        return checkpoint / layout.MODEL_FOLDER, step
+    inside = path.resolve().relative_to(run.resolve()).parts
+    if inside != (layout.CHECKPOINTS_FOLDER,) and (run / layout.MODEL_FOLDER).is_dir():
         return run / layout.MODEL_FOLDER, None
-    if path.resolve() in (run.resolve(), (run / layout.CHECKPOINTS_FOLDER).resolve()):
-        newest = newest_checkpoint(run)
-        if newest is None:
-            raise ConfigError(f"model: the run {run} has no model yet", next_step="let it reach its first commit")
-        return newest / layout.MODEL_FOLDER, layout.step_of(newest.name)
-    parent = path.resolve().parent
-    return path, layout.step_of(parent.name)
+    newest = newest_checkpoint(run)
+    if newest is None:
+        raise ConfigError(f"model: the run {run} has no model yet", next_step="let it reach its first commit")
+    return newest / layout.MODEL_FOLDER, layout.step_of(newest.name)

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from unbroken.base.config import Config, closest, load_yaml
-from unbroken.base.errors import BusyError, CannotContinueError, ConfigError, DataError, UnbrokenError
-from unbroken.plan.source import first_difference
-from unbroken.run import contract
+from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenError
 from unbroken.run.cadence import Cadence
 from unbroken.run.preflight import require_new_folder, require_space, require_writable
 from unbroken.run.report import Ended, Notice, Reporter, plain
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
-from unbroken.store.journal import read_records
+from unbroken.store.journal import read_last
 from unbroken.store.run import is_run, read_run
 from unbroken.tasks.common import TrainingConfig
-from unbroken.tasks.origin import enclosing_run
+from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
+from unbroken.tasks.origin import checkpoint_of, enclosing_run
 from unbroken.tasks.task import Prepared, Progress, find_task
 
 if TYPE_CHECKING:  # both bring torch: two seconds that nobody waits for whose configuration has a mistake
@@ -110,13 +106,12 @@ class Start:
     document: Mapping[str, Any] | None
     prepared: Prepared
     threads: int
-    contract: contract.Contract
     step: int | None
 
 
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
     """Do what `train` promises for a request; nothing is written before all of it is known to hold."""
-    with stop.listening(lambda name: report(Notice(f"{name}: stopping before the first step"))):
+    with stop.listening():
         try:
             start = look_over(request)
         except InputsGoneError as gone:
@@ -137,7 +132,7 @@ def look_over(request: Request) -> Start:
     if request.restart and step is not None:
         raise ConfigError("--restart starts over, --resume_from_checkpoint goes on", next_step="give one of them")
     if request.restart and is_run(root):
-        require_writable(root.absolute().parent)
+        require_movable(root)
     elif document is None:
         require_new_folder(root)
     try:
@@ -148,30 +143,32 @@ def look_over(request: Request) -> Start:
         raise
     recorded = document["contract"] if document else None
     threads = resolve_threads(config, recorded)
-    asked = compose_contract(config, prepared, threads)
     if recorded is not None:
+        asked = compose_contract(config, prepared, threads, device=config.device)
         check_contract(root, recorded, asked, prepared, request.origins)
     else:
         require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (config.save_total_limit + 1) + 1))
-    return Start(root, config, document, prepared, threads, asked, step)
+    return Start(root, config, document, prepared, threads, step)
 
 
 def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, progress: Progress) -> Ended:
     """Load the model, make the run, train."""
     from unbroken.run import environment
     from unbroken.run.folder import RunFolder, move_aside
+    from unbroken.tasks.device import resolve_device
 
     config, prepared = start.config, start.prepared
     environment.pin(start.threads)
     build = prepared.load()
+    device = str(resolve_device(config.device))
     if stop.requested:
         return Ended(0, finished=False, reason=stop.reason, model="")
     if request.restart and is_run(start.root):
         report(Notice(f"moved the earlier run to {move_aside(start.root)}"))
     folder = RunFolder.create(
         start.root,
-        start.contract,
-        config=plain_values(config),
+        compose_contract(config, prepared, start.threads, device),
+        config=plain_values(config) | {"threads": start.threads, "device": device},
         keep=config.save_total_limit,
         parent=prepared.parent,
         row_digests=prepared.row_digests,
@@ -188,6 +185,7 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
     """Take hold of the run and train on from where it stands, or say that it is finished."""
     from unbroken.run import environment
     from unbroken.run.folder import RunFolder
+    from unbroken.tasks.device import resolve_device
 
     folder = RunFolder.open(start.root, keep=start.config.save_total_limit)
     try:
@@ -198,6 +196,7 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
             report(finished)
             return finished
         environment.pin(start.threads)
+        resolve_device(start.config.device, start.root)  # the one recorded, if it is there
         build = start.prepared.load()
         return _train(build, folder, settings(start.config, request, start.step), report, stop, progress)
     finally:
@@ -239,8 +238,8 @@ def resolve_config(request: Request, document: Mapping[str, Any] | None) -> Trai
     Raises `ConfigError` naming the first key that is wrong.
     """
     values = dict(request.values)
-    if document is not None:
-        values = recorded_identity(document, values) | values
+    recorded = document["config"] if document is not None else {}
+    values = {key: recorded[key] for key in ("task", "train_data", "eval_data") if key in recorded} | values
     misspelt = None if "task" in values else closest("task", values)
     origin = request.origins.get(misspelt or "task") or next(iter(request.origins.values()), "")
     if misspelt:
@@ -252,20 +251,32 @@ def resolve_config(request: Request, document: Mapping[str, Any] | None) -> Trai
                 f"{key}: the run was started from Python with {values[key][1:-1]}",
                 next_step=f"continue it from Python with the same rows, or give a file: --set {key}=FILE",
             )
-    return find_task(values.get("task"), origin).CONFIG.from_values(values, request.origins)
+    cls = find_task(values.get("task"), origin).CONFIG
+    return cls.from_values(values | (cls.left_open(recorded, values) if recorded else {}), request.origins)
 
 
 def is_finished(root: Path) -> bool:
     """Tell whether the last thing a run's journal says is that it is finished."""
-    last = deque(read_records(root / layout.JOURNAL_FILE), maxlen=1)
-    return bool(last) and last[0]["kind"] == "finish"
+    last = read_last(root / layout.JOURNAL_FILE)
+    return last is not None and last["kind"] == "finish"
 
 
 def output_dir(values: Mapping[str, Any]) -> Path:
     """Return the run's folder. Raises `ConfigError` if none is given."""
     if not isinstance(values.get("output_dir"), str | os.PathLike):
         raise ConfigError("key 'output_dir' is missing", next_step="add `output_dir: runs/NAME` to the configuration")
-    return Path(values["output_dir"]).expanduser()
+    path = Path(values["output_dir"]).expanduser()
+    return path.resolve() if path.name == ".." else path  # which is no name to be moved aside under
+
+
+def require_movable(root: Path) -> None:
+    """Raise `ConfigError` unless the run at `root` can be renamed where it is, and the command be given again."""
+    if Path.cwd().is_relative_to(root.resolve()):
+        raise ConfigError(
+            f"--restart would move {root.resolve()} aside, the folder this command is given in",
+            next_step="change to another folder and give the run's path as output_dir",
+        )
+    require_writable(root.absolute().parent)
 
 
 def recorded_values(root: Path) -> dict[str, Any]:
@@ -277,70 +288,6 @@ def recorded_values(root: Path) -> dict[str, Any]:
     if document["config"].get("task") == "loop":
         raise ConfigError(f"{run} is the run of a loop of your own", next_step="run your script again: it goes on")
     return dict(document["config"]) | {"output_dir": str(run)}
-
-
-def recorded_identity(document: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the run's recorded values for what the request leaves open: keys it lacks, or gives as `auto`.
-
-    A default that changed in a newer version must not change a run that is under way.
-    """
-    recorded = dict(document["config"])
-    return {key: value for key, value in recorded.items() if key not in asked}
-
-
-def resolve_threads(config: TrainingConfig, recorded: contract.Contract | None) -> int:
-    """Return the number of CPU threads: as asked, as recorded, or for a new run as many as there are cores."""
-    if isinstance(config.threads, int):
-        return config.threads
-    if recorded is not None:
-        return int(recorded["config"]["threads"])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def plain_values(config: TrainingConfig) -> dict[str, Any]:
-    """Return every value of a configuration as JSON; rows in memory become a remark."""
-    values = {key: getattr(config, key) for key in type(config).model_fields}
-    for key in ("train_data", "eval_data"):
-        if values[key] is not None and not isinstance(values[key], str):
-            values[key] = f"<{len(values[key])} rows in memory>"
-    return values
-
-
-def compose_contract(config: TrainingConfig, prepared: Prepared, threads: int) -> contract.Contract:
-    """Return what must not change under the run."""
-    identity = {key: getattr(config, key) for key in config.identity_keys()}
-    if config.load_best_model_at_end:  # then evaluation chooses the model
-        identity["eval_steps"] = config.eval_steps
-    return {"config": identity | {"threads": threads}} | prepared.identity
-
-
-def check_contract(
-    root: Path,
-    recorded: contract.Contract,
-    asked: contract.Contract,
-    prepared: Prepared,
-    origins: Mapping[str, str],
-) -> None:
-    """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row."""
-    if recorded["data"] != asked["data"]:
-        source = f" ({origins['train_data']})" if "train_data" in origins else ""
-        where = first_changed_row(root, prepared.row_digests)
-        raise CannotContinueError(
-            f"the training data are not those {root} was started with: "
-            f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
-            next_step="put the data back, choose a new output_dir, or --restart to start over",
-        )
-    contract.require_same(recorded, asked, run=str(root), origins=origins)
-
-
-def first_changed_row(root: Path, row_digests: bytes) -> str:
-    """Say in words which row is the first to differ from those the run was started with."""
-    try:
-        before = np.frombuffer((root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
-    except (OSError, ValueError):
-        return f"{layout.DATA_DIGESTS_FILE} is missing or cut, so the row cannot be named"
-    row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))
-    return "columns or roles differ" if row is None else f"the first row that differs is row {row + 1}"
 
 
 def step_asked_for(resume: bool | str | None, root: Path) -> int | None:
@@ -362,7 +309,7 @@ def step_asked_for(resume: bool | str | None, root: Path) -> int | None:
             f"resume_from_checkpoint: {resume} is not in the run {root}",
             next_step=f"to start a new run from those weights, give them as `model: {resume}`",
         )
-    return layout.step_of(path.resolve().name)
+    return checkpoint_of(path, run, "resume_from_checkpoint")
 
 
 def settings(config: TrainingConfig, request: Request, step: int | None) -> Settings:

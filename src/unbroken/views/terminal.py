@@ -70,8 +70,8 @@ class Terminal:
                     f"learning rate {recorded['learning_rate']:.3e}  |  first step now {first_new['n']}: "
                     f"loss {first_new['loss']:.6f}, learning rate {first_new['learning_rate']:.3e}"
                 )
-            case Replayed(first, last):
-                self._say(f"replayed {last - first + 1} steps ({first} to {last}): identical to the bit")
+            case Replayed(first, last, count):
+                self._say(f"replayed {count} steps ({first} to {last}): identical to the bit")
             case Evaluated(step, metrics):
                 shown = {name: metrics[name] for name in SHOWN_METRICS if name in metrics} or metrics
                 self._say(f"evaluation after step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))

@@ -286,7 +286,7 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b"task: \xff\n", "c.yaml is not text in UTF-8; give a YAML file, or the folder of a run"),
     "nesting without end": (
         b"a: " + b"[" * 3000,
-        "c.yaml: not valid YAML: maximum recursion depth exceeded; " + YAML_ADVICE,
+        "c.yaml: not valid YAML: maximum recursion depth exceeded…; " + YAML_ADVICE,
     ),
 }
 

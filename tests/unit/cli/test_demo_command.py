@@ -55,7 +55,7 @@ def whole_run() -> list[dict[str, Any]]:
 
 def killed_run() -> list[dict[str, Any]]:
     first, *rest = whole_run()[1:]
-    replay = {"kind": "replay", "first": 1, "last": 1, "identical": True}
+    replay = {"kind": "replay", "first": 1, "last": 1, "count": 1}
     return [segment(0), first, segment(0), replay, *rest]
 
 
@@ -151,7 +151,13 @@ def test_a_seed_repeats_the_instants() -> None:
 
 def test_what_a_process_did_is_read_from_its_own_records() -> None:
     before = [segment(0), step(1), step(2), step(3), {"kind": "commit", "n": 2}]
-    own = [segment(2), {"kind": "replay", "first": 3, "last": 3}, step(4), step(5), {"kind": "commit", "n": 4}]
+    own = [
+        segment(2),
+        {"kind": "replay", "first": 3, "last": 3, "count": 1},
+        step(4),
+        step(5),
+        {"kind": "commit", "n": 4},
+    ]
     seen = sight_of(before + own, len(before), 2, 1.0)
     assert (seen.began_after, seen.to_replay, seen.replayed) == (2, 1, 1)
     assert (seen.steps, seen.commits, seen.last_step) == ((4, 5), {4}, 5)

@@ -1,10 +1,9 @@
-"""The table's gradient, row by row, is bit for bit the dense one: over steps, chunks, and with a tied head."""
+"""The table's gradient, row by row, is bit for bit the dense one, over steps and chunks."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from unbroken.models.lookup import Lookup
@@ -12,7 +11,9 @@ from unbroken.models.lookup import Lookup
 
 def pair() -> tuple[Lookup, nn.Embedding]:
     weight = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
-    return Lookup(200, 16, 3, weight.clone()), nn.Embedding(200, 16, padding_idx=3, _weight=weight.clone())
+    ours = Lookup(200, 16, 3, weight.clone())
+    ours.reuses_gradient = True
+    return ours, nn.Embedding(200, 16, padding_idx=3, _weight=weight.clone())
 
 
 def batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -48,19 +49,36 @@ def test_several_chunks_of_one_step() -> None:
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("in_place", [False, True], ids=["grads freed", "grads zeroed"])
-def test_a_tied_head_leaves_nothing_behind(in_place: bool) -> None:
-    """The control: without the hook the head's gradient would stay in rows no look-up touches."""
-    ours, theirs = pair()
-    for ids, into in batches(4):
-        for table in (ours, theirs):
-            rows = table(ids)
-            torch.autograd.backward([rows, F.linear(rows, table.weight).sum()], [into, None])
-        assert ours.weight.grad is not None
-        assert theirs.weight.grad is not None
-        torch.testing.assert_close(ours.weight.grad, theirs.weight.grad, rtol=1e-5, atol=1e-5)
-        for table in (ours, theirs):
-            table.zero_grad(set_to_none=not in_place)
+def test_only_touched_rows_are_zeroed() -> None:
+    """The control: what another adds to an untouched row is found in the next step, hence off by default."""
+    ours, _ = pair()
+    (ids, into), (later, more) = batches(2)
+    torch.autograd.backward(ours(ids), into)
+    assert ours.weight.grad is not None
+    ours.weight.grad[199] += 1.0
+    ours.zero_grad(set_to_none=True)
+    torch.autograd.backward(ours(later), more)
+    assert ours.weight.grad[199].unique().tolist() == [1.0]
+
+
+def test_a_gradient_that_is_there_already_is_refused() -> None:
+    ours, _ = pair()
+    (ids, into), *_ = batches(1)
+    ours.weight.grad = torch.ones(200, 16)
+    with pytest.raises(RuntimeError, match="has a gradient of another origin"):
+        torch.autograd.backward(ours(ids), into)
+
+
+def test_by_default_gradients_are_torchs_own() -> None:
+    table = Lookup(200, 16, 3, torch.randn(200, 16))
+    (ids, into), (later, more) = batches(2)
+    torch.autograd.backward(table(ids), into)
+    kept = table.weight.grad
+    assert kept is not None
+    before = kept.clone()
+    table.zero_grad(set_to_none=True)
+    torch.autograd.backward(table(later), more)
+    assert torch.equal(kept, before), "a gradient someone kept is left alone"
 
 
 def test_without_gradients_it_is_a_table() -> None:

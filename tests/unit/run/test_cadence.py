@@ -17,15 +17,15 @@ def test_auto_waits_ten_seconds_and_a_hundred_times_the_cost() -> None:
     clock = Clock()
     cadence = Cadence(clock=clock)
     clock.now += 9.9
-    assert not cadence.due(1, epoch_ends=False)
+    assert not cadence.due(1)
     clock.now += 0.1
-    assert cadence.due(2, epoch_ends=False)
+    assert cadence.due(2)
     cadence.began()
     cadence.finished(0.5)
     clock.now += 49.9
-    assert not cadence.due(3, epoch_ends=True)
+    assert not cadence.due(3)
     clock.now += 0.2
-    assert cadence.due(4, epoch_ends=False)
+    assert cadence.due(4)
 
 
 @pytest.mark.parametrize(("fruitless", "seconds"), [(0, 10.0), (1, 5.0), (3, 1.25)])
@@ -33,18 +33,17 @@ def test_a_run_that_keeps_dying_commits_earlier(fruitless: int, seconds: float) 
     clock = Clock()
     cadence = Cadence(fruitless=fruitless, clock=clock)
     clock.now += seconds - 0.01
-    assert not cadence.due(1, epoch_ends=False)
+    assert not cadence.due(1)
     clock.now += 0.02
-    assert cadence.due(1, epoch_ends=False)
+    assert cadence.due(1)
 
 
 def test_steps_epochs_and_seconds() -> None:
     clock = Clock()
-    assert [step for step in range(1, 10) if Cadence("steps", steps=3).due(step, epoch_ends=False)] == [3, 6, 9]
-    assert Cadence("epoch").due(7, epoch_ends=True)
-    assert not Cadence("epoch").due(7, epoch_ends=False)
+    assert [step for step in range(1, 10) if Cadence("steps", steps=3).due(step)] == [3, 6, 9]
+    assert not Cadence("epoch").due(7)
     timed = Cadence("time", seconds=2.0, clock=clock)
     clock.now += 1.9
-    assert not timed.due(1, epoch_ends=True)
+    assert not timed.due(1)
     clock.now += 0.2
-    assert timed.due(1, epoch_ends=False)
+    assert timed.due(1)

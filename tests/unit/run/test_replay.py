@@ -71,7 +71,7 @@ def test_steps_before_the_checkpoint_do_not_count() -> None:
                 {"kind": "segment", "step": 0},
                 step(1),
                 {"kind": "segment", "step": 0},
-                {"kind": "replay", "first": 1, "last": 1, "identical": True},
+                {"kind": "replay", "first": 1, "last": 1, "count": 1},
             ],
             "1 replayed step identical to the bit",
         ),

@@ -153,7 +153,7 @@ def test_why_a_segment_ended(tmp_path: Path, last: dict[str, Any], ended: str) -
 
 
 def test_replayed_steps_belong_to_the_segment_that_repeated_them(tmp_path: Path) -> None:
-    replay = {"kind": "replay", "first": 2, "last": 3, "identical": True}
+    replay = {"kind": "replay", "first": 2, "last": 3, "count": 2}
     journal(tmp_path, segment(1, 0), *map(step, (1, 2, 3)), segment(2, 1), replay, step(4))
     second = describe_run(tmp_path).segments[1]
     assert (second.from_step, second.to_step, second.replayed) == (1, 4, 2)

@@ -41,10 +41,11 @@ KEPT_HIDDEN, KEPT_INNER = 12, 2
 
 
 class EmbedCheck:
-    """Looks at one configuration; reads, and writes nothing."""
+    """Looks at one configuration, of a new run or of one to go on with; reads, and writes nothing."""
 
-    def __init__(self, config: EmbedConfig, progress: Progress) -> None:
+    def __init__(self, config: EmbedConfig, progress: Progress, run: Path | None) -> None:
         self.config = config
+        self.run = run
         self.progress = progress
         self.train = EmbedData(config.train_data, config)
 
@@ -67,7 +68,7 @@ class EmbedCheck:
     @cached_property
     def device(self) -> torch.device:
         """Where it would be trained."""
-        return resolve_device(self.config.device)
+        return resolve_device(self.config.device, self.run)
 
     @cached_property
     def encoder(self) -> Encoder:

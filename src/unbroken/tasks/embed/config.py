@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import field_validator, model_validator
 
@@ -76,6 +77,19 @@ class EmbedConfig(TrainingConfig):
             if "" in ([names] if isinstance(names, str) else names):
                 raise ValueError(f"'{role}' names no column; leave it out for the column '{role}'")
         return columns
+
+    @classmethod
+    def left_open(cls, recorded: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the recorded values of what is left open; who gives a scale leaves no temperature open."""
+        other = {"scale": "temperature", "temperature": "scale"}
+        given = {other[key] for key in other if asked.get(key) is not None}
+        return {key: value for key, value in super().left_open(recorded, asked).items() if key not in given}
+
+    def resolved_identity(self) -> dict[str, Any]:
+        """Return what the identity keys mean: a temperature is a scale, no metric is the main one."""
+        values = super().resolved_identity() | {"scale": self.resolved_scale, "metric_for_best_model": self.best_metric}
+        del values["temperature"]
+        return values
 
     @property
     def resolved_scale(self) -> float:

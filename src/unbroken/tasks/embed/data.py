@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +15,7 @@ from unbroken.base.config import closest
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.plan.source import Table, content_digest, read_rows
-from unbroken.store import files
+from unbroken.tasks.embed import cache as kept
 from unbroken.tasks.embed.config import OPTIONAL_ROLES, ROLES, EmbedConfig
 
 NEGATIVE = "negative"
@@ -45,17 +43,30 @@ class EmbedData:
         self.mapping = {role: _listed(config.columns.get(role, role)) for role in ROLES[config.loss]}
         self.chosen = set(config.columns)
         self.cache = cache
+        self.is_kept = False
 
     @cached_property
     def table(self) -> Table:
-        """The rows themselves, with the columns of every role."""
-        return read_rows(self.source, self.name)
+        """The rows themselves, with the columns of every role.
+
+        Raises `DataError` if the file is no longer the one that its digests, found in the cache, are of.
+        """
+        table = read_rows(self.source, self.name)
+        if self.is_kept and self._file_key() != self._key:
+            raise DataError(f"{table.name} was changed just now", next_step="run the same command again")
+        return table
+
+    @cached_property
+    def _key(self) -> str | None:
+        """What the file and the roles were when first looked at; None for rows that are in no file."""
+        return self._file_key()
 
     @cached_property
     def summary(self) -> Summary:
         """Number of rows, digests and roles; raises `DataError` naming file, row and column of the first bad cell."""
-        found = self._from_cache(self._cache_key())
+        found = self._from_cache()
         if found is not None:
+            self.is_kept = True
             return found
         roles = tuple(role for role in self.mapping if self._has(role))
         for role in roles:
@@ -69,11 +80,10 @@ class EmbedData:
     def keep_in(self, cache: Path) -> None:
         """Use `cache`, which must exist, from now on; what was read goes into it, to be there on the next start."""
         summary, self.cache = self.summary, cache
-        key = self._cache_key()
-        if key is None or (cache / f"data-{key}.json").exists():
-            return
-        files.replace_file(cache / f"rows-{summary.digest}.npy", npy(summary.row_digests))
-        files.replace_file(cache / f"data-{key}.json", canonical({"digest": summary.digest, "roles": summary.roles}))
+        if self.is_kept or self._key is None or self._file_key() != self._key:
+            return  # known already, in no file, or of a file that is another one by now
+        kept.keep_array(cache / f"rows-{summary.digest}.npy", summary.row_digests)
+        kept.keep_values(cache / f"data-{self._key}.json", {"digest": summary.digest, "roles": summary.roles})
 
     def texts(self, role: str) -> tuple[list[str], NDArray[np.int64] | None]:
         """Return all texts of a role in row order and, where rows hold several, the bounds [rows + 1] of each row."""
@@ -94,13 +104,15 @@ class EmbedData:
         return self.table.numbers(self.mapping[role][0])
 
     def array(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return an array kept in the cache beside the arenas, or make it."""
+        """Return an array kept in the cache beside the arenas, or make it if it is not there or is damaged."""
         if self.cache is None:
             return make()
         path = self.cache / f"{name}-{self.summary.digest}.npy"
-        if not path.exists():
-            files.replace_file(path, npy(make()))
-        return np.asarray(np.load(path, mmap_mode="r"))
+        array = kept.find_array(path)
+        if array is None:
+            array = make()
+            kept.keep_array(path, array)
+        return array
 
     def _has(self, role: str) -> bool:
         columns = self.mapping[role]
@@ -129,29 +141,24 @@ class EmbedData:
                 next_step="split the row, or use multiple_negatives_ranking, which takes any number",
             )
 
-    def _cache_key(self) -> str | None:
-        if self.cache is None or not isinstance(self.source, str | Path) or not Path(self.source).is_file():
-            return None
-        return digest(canonical([digest_file(Path(self.source)), Path(self.source).suffixes, self.mapping, self.loss]))
-
-    def _from_cache(self, key: str | None) -> Summary | None:
-        if key is None or self.cache is None:
+    def _file_key(self) -> str | None:
+        if not isinstance(self.source, str | Path) or not Path(self.source).is_file():
             return None
         try:
-            found = json.loads((self.cache / f"data-{key}.json").read_bytes())
-            rows = np.load(self.cache / f"rows-{found['digest']}.npy")
-        except (OSError, ValueError, KeyError):
-            return None
-        if digest(canonical({"roles": found["roles"], "rows": content_digest(rows)})) != found["digest"]:
-            return None
-        return Summary(len(rows), found["digest"], tuple(found["roles"]), rows)
+            content = digest_file(Path(self.source))
+        except OSError:
+            return None  # reading the rows says why
+        return digest(canonical([content, Path(self.source).suffixes, self.mapping, self.loss]))
 
-
-def npy(array: NDArray[Any]) -> bytes:
-    """Return an array as the bytes of a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
+    def _from_cache(self) -> Summary | None:
+        key = self._key  # looked at before the rows are read
+        if key is None or self.cache is None:
+            return None
+        found = kept.find_values(self.cache / f"data-{key}.json")
+        if found is None:
+            return None
+        rows = kept.find_array(self.cache / f"rows-{found['digest']}.npy")
+        return None if rows is None else Summary(len(rows), found["digest"], tuple(found["roles"]), rows)
 
 
 def _listed(columns: str | Sequence[str]) -> list[str]:

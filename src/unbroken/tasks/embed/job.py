@@ -108,6 +108,7 @@ def build_job(
         chunk_size,
     )
     encoder.train()
+    encoder.reuse_table_gradients()
     return Job(
         seed=config.seed,
         phases=(

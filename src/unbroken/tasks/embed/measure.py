@@ -13,8 +13,9 @@ from unbroken.plan.source import read_rows
 from unbroken.run.preflight import require_writable
 from unbroken.store import files
 from unbroken.store.run import read_run
+from unbroken.tasks.embed.cache import npy
 from unbroken.tasks.embed.config import EmbedConfig
-from unbroken.tasks.embed.data import EmbedData, npy
+from unbroken.tasks.embed.data import EmbedData
 from unbroken.tasks.embed.task import require_measurable, require_weights
 from unbroken.tasks.origin import enclosing_run, resolve_model
 
@@ -51,9 +52,12 @@ def measure(model: Path, data: Path | None, loss: str | None, columns: Mapping[s
 
 
 def encode_file(
-    model: Path, texts: Path, output: Path, *, column: str, prompt: str, normalize: bool
+    model: Path, texts: Path, output: Path, *, column: str, prompt: str | None, normalize: bool
 ) -> tuple[int, ...]:
-    """Write the embeddings of all texts as a float32 .npy file, whole or not at all; return its shape."""
+    """Write the embeddings of all texts as a float32 .npy file, whole or not at all; return its shape.
+
+    Without a `prompt` the model's own default is put before every text.
+    """
     if output.is_dir() or not output.absolute().parent.is_dir():
         what = "is a folder" if output.is_dir() else f"cannot be written: there is no folder {output.parent}"
         raise ConfigError(f"--output {output} {what}", next_step="give the path of a .npy file in a folder that exists")
@@ -68,17 +72,19 @@ def encode_file(
 
 
 def read_texts(path: Path, column: str) -> list[str]:
-    """Return the lines of a text file, or one column of any other kind of rows."""
+    """Return the lines of a text file, which end with LF or CRLF, or one column of any other kind of rows."""
     if path.suffix != ".txt":
         return read_rows(path).texts(column)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.removesuffix("\r") for line in path.read_bytes().decode("utf-8").split("\n")]
     except UnicodeDecodeError as failure:
         raise DataError(f"{path} is not UTF-8 (byte {failure.start + 1})", next_step="save the file as UTF-8") from None
     except OSError as failure:
         raise DataError(
             f"{path} cannot be read: {failure.strerror or failure}", next_step="check the path and its permissions"
         ) from None
+    if not lines[-1]:
+        lines.pop()  # the file ends with a line end, or is empty
     if not lines:
         raise DataError(f"{path} is empty: it has no line", next_step="give a file with one text a line")
     return lines

@@ -242,7 +242,7 @@ def sight_of(records: Sequence[dict[str, Any]], before: int, number: int, second
         seconds,
         began_after=began,
         to_replay=max(known - began, 0),
-        replayed=sum(record["last"] - record["first"] + 1 for record in own if record["kind"] == "replay"),
+        replayed=sum(record["count"] for record in own if record["kind"] == "replay"),
         steps=tuple(record["n"] for record in steps),
         commits=frozenset(record["n"] for record in own if record["kind"] == "commit"),
         loss=steps[-1]["loss"] if steps else None,
