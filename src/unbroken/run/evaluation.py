@@ -48,6 +48,7 @@ class Evaluations:
         self.choice = choice
         self.replay = replay
         self.report = report
+        self.settled = -1  # the step whose evaluation this segment has seen to
 
     def due(self, step: int) -> bool:
         """Tell whether the state after `step` finished steps is evaluated."""
@@ -65,7 +66,7 @@ class Evaluations:
 
         An evaluation belongs to the step that `last_record` describes: one made before results drifted is not used.
         """
-        if not self.due(state.step):
+        if not self.due(state.step) or state.step == self.settled:
             return False
         made_of = digest(canonical([self.job.evaluation_id, last_record]))
         metrics = self._done_before(state.step, made_of)
@@ -73,6 +74,7 @@ class Evaluations:
             with undisturbed(self.job, state.step):
                 metrics = self.job.evaluate()
             self._keep(state.step, metrics, made_of)
+        self.settled = state.step
         self.report(Evaluated(state.step, metrics))
         return self._choose(state, metrics)
 
