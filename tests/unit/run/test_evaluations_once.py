@@ -4,6 +4,7 @@ from pathlib import Path
 
 from tests.exact.test_embed import values
 from tests.tiny import make_model_folder, make_rows
+
 from unbroken.run.report import Evaluated, Event
 from unbroken.run.stop import StopRequest
 from unbroken.tasks.train import Request, carry_out
