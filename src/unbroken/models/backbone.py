@@ -58,7 +58,10 @@ def build_backbone(config: Mapping[str, Any], place: Path) -> Backbone:
     Raises `ConfigError` for a configuration neither we nor transformers know.
     """
     if "model_type" not in config:
-        raise ConfigError(f"{place}/config.json names no model_type")
+        raise ConfigError(
+            f"{place}/config.json names no model_type",
+            next_step="copy the model folder again, whole, or name another model",
+        )
     if covers(config):
         with torch.device("meta"):
             return BertBackbone(config)

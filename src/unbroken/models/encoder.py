@@ -248,7 +248,10 @@ def usable_length(encoder: Encoder, asked: int | None) -> int:
     folder, limit = encoder.folder, encoder.backbone.position_limit
     if asked is not None:
         if asked < 1 or (limit is not None and asked > limit):
-            raise ConfigError(f"max_length {asked}: this model takes 1 to {limit or 'any number of'} tokens")
+            raise ConfigError(
+                f"max_length {asked}: this model takes 1 to {limit or 'any number of'} tokens",
+                next_step="give a max_length it takes, or leave it out",
+            )
         return asked
     length = folder.json(folder.length_file).get("max_seq_length")
     if length is None:

@@ -160,14 +160,20 @@ def read_folder(root: Path) -> Folder:
         return read_pipeline(root)
     if (root / "config.json").is_file():
         return read_plain(root)
-    raise ConfigError(f"{root} is not a model folder: it holds neither {MODULES_FILE} nor config.json")
+    raise ConfigError(
+        f"{root} is not a model folder: it holds neither {MODULES_FILE} nor config.json",
+        next_step="copy the model folder again, whole, or name another model",
+    )
 
 
 def read_pipeline(root: Path) -> Folder:
     """Read a sentence-transformers folder."""
     entries = json_value((root / MODULES_FILE).read_bytes(), root / MODULES_FILE)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigError(f"{root / MODULES_FILE} is not a list of modules")
+        raise ConfigError(
+            f"{root / MODULES_FILE} is not a list of modules",
+            next_step="copy the model folder again, whole, or name another model",
+        )
     parts = tuple(read_part(root, entry) for entry in entries)
     kinds = [part.kind for part in parts]
     if kinds[:2] != ["Transformer", "Pooling"] or {"Transformer", "Pooling"} & set(kinds[2:]):
@@ -199,7 +205,10 @@ def read_part(root: Path, entry: Mapping[str, Any]) -> Part:
     if not file.is_file():
         if kind == "Normalize":
             return part
-        raise ConfigError(f"{root}: {part.file('config.json')} is missing")
+        raise ConfigError(
+            f"{root}: {part.file('config.json')} is missing",
+            next_step="copy the model folder again, whole, or name another model",
+        )
     return Part(kind, path, parse_object(file.read_bytes(), file))
 
 
@@ -274,7 +283,9 @@ def parse_object(data: bytes, place: Path) -> dict[str, Any]:
     """Parse a JSON object. Raises `ConfigError` naming the file."""
     value = json_value(data, place)
     if not isinstance(value, dict):
-        raise ConfigError(f"{place} is not a JSON object")
+        raise ConfigError(
+            f"{place} is not a JSON object", next_step="copy the model folder again, whole, or name another model"
+        )
     return value
 
 
@@ -283,7 +294,9 @@ def json_value(data: bytes, place: Path) -> Any:
     try:
         return json.loads(data)
     except ValueError as failure:
-        raise ConfigError(f"{place} is damaged: {failure}") from None
+        raise ConfigError(
+            f"{place} is damaged: {failure}", next_step="copy the model folder again, whole, or name another model"
+        ) from None
 
 
 def render(value: Any) -> bytes:

@@ -74,7 +74,10 @@ class Tokenizer:
 
     def _open(self) -> Any:
         if not {"tokenizer.json", *VOCABULARIES} & set(self._files):
-            raise ConfigError(f"{self._place} has no tokenizer: tokenizer.json is missing")
+            raise ConfigError(
+                f"{self._place} has no tokenizer: tokenizer.json is missing",
+                next_step="copy the model folder again, whole, or name another model",
+            )
         if "tokenizer.json" not in self._files:
             backend = self._convert()
         else:
@@ -83,7 +86,10 @@ class Tokenizer:
             try:
                 backend = Backend.from_buffer(self._files["tokenizer.json"])
             except Exception as failure:  # noqa: BLE001 (the library raises bare Exception)
-                raise ConfigError(f"{self._place / 'tokenizer.json'} is damaged: {failure}") from None
+                raise ConfigError(
+                    f"{self._place / 'tokenizer.json'} is damaged: {failure}",
+                    next_step="copy the model folder again, whole, or name another model",
+                ) from None
             if self._lower_case:
                 lower_case(backend)
         backend.no_padding()

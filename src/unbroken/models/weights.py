@@ -46,7 +46,9 @@ def weight_files(root: Path, part: Part) -> list[str]:
         try:
             shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ConfigError(f"{index} is damaged") from None
+            raise ConfigError(
+                f"{index} is damaged", next_step="copy the model folder again, whole, or name another model"
+            ) from None
         return [part.file(shard) for shard in shards]
     place = root / part.path if part.path else root
     if any(place.glob("pytorch_model*.bin")):
@@ -54,7 +56,10 @@ def weight_files(root: Path, part: Part) -> list[str]:
             f"{place} has its weights only as pytorch_model.bin, which can run code when loaded",
             next_step="convert it: load it with transformers and save_pretrained() it",
         )
-    raise ConfigError(f"{place} has no weights: {WEIGHTS_FILE} is missing")
+    raise ConfigError(
+        f"{place} has no weights: {WEIGHTS_FILE} is missing",
+        next_step="copy the model folder again, whole, or name another model",
+    )
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -63,9 +68,14 @@ def read_file(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {key: owned(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except FileNotFoundError:
-        raise ConfigError(f"weights file {path} is missing") from None
+        raise ConfigError(
+            f"weights file {path} is missing", next_step="copy the model folder again, whole, or name another model"
+        ) from None
     except (SafetensorError, OSError) as failure:
-        raise ConfigError(f"weights file {path} is damaged: {failure}") from None
+        raise ConfigError(
+            f"weights file {path} is damaged: {failure}",
+            next_step="copy the model folder again, whole, or name another model",
+        ) from None
 
 
 def owned(tensor: Tensor) -> Tensor:
