@@ -111,6 +111,13 @@ def test_a_swapped_example_is_noticed(model: Path, tmp_path: Path, monkeypatch: 
         train(values(model), tmp_path / "run")
 
 
+def test_another_order_is_another_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(values(model), tmp_path / "run", stop_after=3)
+    monkeypatch.setattr("unbroken.tasks.contract.ORDER", "another")
+    with pytest.raises(CannotContinueError, match=r"order: 'feistel-8' \(this run\) -> 'another'"):
+        train(values(model), tmp_path / "run")
+
+
 def test_drift_is_accepted_only_when_asked_for_and_then_said(model: Path, tmp_path: Path) -> None:
     train(values(model), tmp_path / "run", stop_after=9)
     tamper(tmp_path / "run", flip_a_bit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -10,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unbroken.base.errors import DataError
-from unbroken.base.fingerprint import canonical, digest
 from unbroken.base.seeds import derive
 from unbroken.plan.permutation import permute
 
-# Part of every fingerprint: an order changed on purpose gets a new name, so old runs are refused, not altered.
+# Part of every contract: an order changed on purpose gets a new name, so old runs are refused, not altered.
 ORDER = "feistel-8"
 
 
@@ -66,10 +64,6 @@ class Plan:
         if not self.shuffle:
             return Draw(epoch, positions)
         return Draw(epoch, permute(derive(self.seed, "plan", epoch), positions, self.num_examples))
-
-    def fingerprint(self) -> str:
-        """Return a digest that differs between plans that draw differently."""
-        return digest(canonical({"order": ORDER, **dataclasses.asdict(self)}))
 
 
 def steps_for(plan: Plan, num_epochs: float | None, max_steps: int | None) -> int:

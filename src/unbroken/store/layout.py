@@ -23,7 +23,6 @@ MANIFEST_FILE = "MANIFEST.json"
 STATE_FILE = "state.json"
 SEGMENT_FILE = "segment.json"  # which process made a checkpoint, and where: no part of the state
 OPTIMIZER_FILE = "optimizer.safetensors"
-EXTRA_FILE = "extra.safetensors"
 WEIGHTS_SUFFIX = ".safetensors"
 
 UNFINISHED_PREFIX = ".tmp-"  # being written; left over, it belongs to a dead attempt

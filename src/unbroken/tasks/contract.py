@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from unbroken.base.errors import CannotContinueError
+from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
 from unbroken.store import layout
@@ -51,7 +52,7 @@ def compose_contract(config: TrainingConfig, prepared: Prepared, threads: int, d
     identity = config.resolved_identity()
     if config.load_best_model_at_end:  # then evaluation chooses the model
         identity["eval_steps"] = config.eval_steps
-    return {"config": identity | {"threads": threads, "device": device}} | prepared.identity
+    return {"config": identity | {"threads": threads, "device": device, "order": ORDER}} | prepared.identity
 
 
 def check_contract(

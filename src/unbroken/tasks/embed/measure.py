@@ -13,7 +13,6 @@ from unbroken.plan.source import read_rows
 from unbroken.run.preflight import require_writable
 from unbroken.store import files
 from unbroken.store.run import read_run
-from unbroken.tasks.embed.cache import npy
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import EmbedData
 from unbroken.tasks.embed.task import require_measurable, require_weights
@@ -67,7 +66,7 @@ def encode_file(
     embeddings = np.asarray(
         open_encoder(model).encode(rows, prompt=prompt, normalize_embeddings=normalize, show_progress_bar=None)
     )
-    files.replace_file(output, npy(embeddings))
+    files.replace_array(output, embeddings)
     return tuple(embeddings.shape)
 
 
