@@ -329,6 +329,8 @@ def command(tmp_path: Path, minilm: Path) -> Callable[..., subprocess.Popen[str]
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # A shell that starts the tests in the background has SIGINT ignored, and children inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     return start
