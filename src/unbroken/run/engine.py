@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, ConfigError
-from unbroken.base.fingerprint import canonical, digest, json_number
-from unbroken.base.seeds import chunk_seed, derive
+from unbroken.base.fingerprint import canonical
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
@@ -35,9 +33,8 @@ from unbroken.run.report import (
     unfailing,
 )
 from unbroken.run.state import State
+from unbroken.run.stepping import Steps
 from unbroken.run.stop import StopRequest
-from unbroken.step.generators import seeded
-from unbroken.step.update import gradient_norm, update
 from unbroken.store import layout
 
 
@@ -59,7 +56,7 @@ def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, sto
     assert job.gradients is not None, "a job without gradients is a user's own loop"
     engine = Engine(job, folder, settings, report, stop)
     for batch in engine.batches():
-        engine.step(job.gradients(batch, engine.scope))
+        engine.step(job.gradients(batch, engine.steps.scope))
     return engine.ended
 
 
@@ -84,7 +81,6 @@ class Engine:
         self.stop = stop or StopRequest()
         self.cadence = settings.cadence
         self.ended = Ended(0, finished=False, reason="not begun", model="")
-        self._draw_key = derive(job.seed, "step")
         self._last_record: dict[str, Any] = {}
         self._committed = -1
         self._advanced = False
@@ -99,25 +95,18 @@ class Engine:
             self.evaluations.settle(self.state, self._last_record)
             while self.state.step < self.job.last_step and not self.stop.requested:
                 number = self.state.step
-                phase_index, phase = self.job.phase_at(number)
-                self._draw = phase.plan.draw(number - self.job.first_step(phase_index))
-                with self.scope(0):
+                self._draw = self.steps.draw()
+                with self.steps.scope(0):
                     yield self.job.encode(self._draw.ids, self._draw.epoch)
                 if self.state.step != number + 1:
                     raise ConfigError("the loop body ended without loop.step(loss)", why="no step was made")
                 self._after_step()
             self._end()
 
-    def scope(self, chunk: int) -> AbstractContextManager[None]:
-        """Return the context in which chunk number `chunk` of the step in progress draws its random numbers."""
-        number = self.state.step
-        index, phase = self.job.phase_at(number)
-        counter = sum(
-            (before.end_step - self.job.first_step(i)) * before.draws_per_step
-            for i, before in enumerate(self.job.phases[:index])
-        )
-        counter += (number - self.job.first_step(index)) * phase.draws_per_step + chunk
-        return seeded(chunk_seed(self._draw_key, counter))
+    @property
+    def state(self) -> State:
+        """The state the run is in now."""
+        return self.steps.state
 
     def step(self, loss: Tensor) -> float:
         """Finish the step: backward if `loss` still has its graph, clip, update, record. Returns the loss.
@@ -127,28 +116,24 @@ class Engine:
         """
         if loss.requires_grad:
             loss.backward()
-        state = self.state
-        index, phase = self.job.phase_at(state.step)
-        rate = state.optimizer.param_groups[0]["lr"]
-        if phase.learning_rate is not None:
-            rate = phase.learning_rate(state.step - self.job.first_step(index))
-        norm = update(state.optimizer, state.trained, rate, phase.max_grad_norm)
-        value = float(loss.detach())
-        state.advance()
-        self._record(self._step_record(value, norm, float(rate)))
-        self.report(Stepped(state.step, value, norm, float(rate), len(self._draw.ids)))
+        record = self.steps.finish(self._draw, loss)
+        self._record(record)
+        value = float(record["loss"])
+        self.report(
+            Stepped(record["n"], value, float(record["grad_norm"]), record["learning_rate"], len(self._draw.ids))
+        )
         return value
 
     def load(self, step: int) -> None:
         """Put the state after `step` steps in place without beginning a segment: that of a finished run."""
-        self.state = State.initial(self.job)
+        self.steps = Steps(self.job)
         restored = self.folder.checkpoints.restore(step)
         assert restored is not None
         self.state.restore(restored)
 
     def _begin(self) -> None:
         """Restore the newest good checkpoint, if any, and note the beginning of a segment."""
-        self.state = State.initial(self.job)
+        self.steps = Steps(self.job)
         restored = self.folder.checkpoints.restore(self.settings.restore_step)
         if restored is None and self.folder.has_committed():
             raise CannotContinueError(
@@ -191,17 +176,6 @@ class Engine:
             self.report(Notice(text))
         size = self.job.phase_at(self.state.step)[1].plan.batch_size
         self.report(Began(self.state.step, self.job.last_step, size, self.segment, len(self.replay)))
-
-    def _step_record(self, loss: float, norm: float, rate: float) -> dict[str, Any]:
-        """Only what is deterministic: two runs of one configuration hold the same records."""
-        return {
-            "kind": "step",
-            "n": self.state.step,
-            "ids": digest(self._draw.ids.astype("<i8").tobytes()),
-            "loss": json_number(loss),
-            "grad_norm": json_number(norm),
-            "learning_rate": rate,
-        }
 
     def _record(self, record: dict[str, Any]) -> None:
         try:
@@ -295,17 +269,4 @@ class Engine:
         """
         if self.job.gradients is None:
             return
-        index, phase = self.job.phase_at(self.state.step)
-        draw = phase.plan.draw(self.state.step - self.job.first_step(index))
-        loss = self.job.gradients(self.job.encode(draw.ids, draw.epoch), self.scope)
-        parameters = self.state.trained.values()
-        norm = gradient_norm([p.grad for p in parameters if p.grad is not None])
-        self.state.optimizer.zero_grad(set_to_none=True)
-        self.folder.journal.append(
-            {
-                "kind": "canary",
-                "n": self.state.step + 1,
-                "loss": json_number(float(loss)),
-                "grad_norm": json_number(float(norm)),
-            }
-        )
+        self.folder.journal.append({"kind": "canary"} | self.steps.foresee())
