@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.exact.runs import final_state, step_records, train
+from tests.exact.runs import assert_same_run, final_state, step_records, train
 from tests.exact.test_embed import values
 from tests.tiny import make_model_folder, make_rows
 from unbroken.base.errors import CannotContinueError
 from unbroken.plan.plan import Draw, Plan
-from unbroken.store.checkpoints import Image, Placed, read_checkpoint
-from unbroken.store.commit import Staging, write_checkpoint
+from unbroken.store.checkpoints import Checkpoints, Image, Placed, read_checkpoint
+from unbroken.store.commit import Pending, Staging, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +183,29 @@ def test_what_is_operational_changes_no_bit(change: dict[str, Any], model: Path,
     assert train(values(model), tmp_path / "run").finished
     assert step_records(tmp_path / "run") == step_records(tmp_path / "whole")
     assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def slow_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit then copies for longer than the passes of a step take, so that the update has to wait for it."""
+    copy = Pending.copy
+    monkeypatch.setattr(Pending, "copy", lambda pending: time.sleep(0.004) or copy(pending))
+
+
+def test_an_update_waits_for_a_commit_that_still_copies(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = values(model, save_steps=2)
+    train(asked, tmp_path / "whole")
+    slow_copies(monkeypatch)
+    train(asked, tmp_path / "slow", stop_after=9)
+    train(asked, tmp_path / "slow")
+    assert_same_run(tmp_path / "slow", tmp_path / "whole")
+
+
+def test_an_update_that_does_not_wait_is_found_out(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_copies(monkeypatch)
+    monkeypatch.setattr(Checkpoints, "settle", lambda checkpoints: None)
+    with pytest.raises(RuntimeError, match="was changed while a commit was copying it"):
+        train(values(model, save_steps=2), tmp_path / "run")

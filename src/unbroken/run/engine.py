@@ -116,6 +116,7 @@ class Engine:
         """
         if loss.requires_grad:
             loss.backward()
+        self.folder.checkpoints.settle()  # a commit may still be copying what the update changes
         record = self.steps.finish(self._draw, loss)
         self._record(record)
         value = float(record["loss"])

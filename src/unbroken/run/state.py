@@ -56,14 +56,22 @@ class State:
             self.trained, self.optimizer = begin_phase(self.job, phase, self.movable)
 
     def image(self) -> Image:
-        """Return what a commit writes now; tensors are the live ones, to be copied before training goes on."""
-        tensors = {name: Placed(*self.job.layout(name), tensor) for name, tensor in held_tensors(self.job.modules)}
+        """Return what a commit writes now; tensors are the live ones.
+
+        Only an update changes parameters and the optimizer's tensors, unless the loop's body is the user's, who may
+        change anything at any time. A forward pass may change buffers.
+        """
+        ours = self.job.gradients is not None
+        tensors = {
+            name: Placed(*self.job.layout(name), tensor, steady=ours and isinstance(tensor, Parameter))
+            for name, tensor in held_tensors(self.job.modules)
+        }
         numbers: dict[str, dict[str, Any]] = {}
         for name, parameter in self.trained.items():
             for slot, value in self.optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     key = f"{name}/{slot}"
-                    tensors[f"optimizer/{key}"] = Placed(OPTIMIZER_FILE, key, value)
+                    tensors[f"optimizer/{key}"] = Placed(OPTIMIZER_FILE, key, value, steady=ours)
                 else:
                     numbers.setdefault(name, {})[slot] = value
         state = {

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class Checkpoints:
         self._journal = journal
         self._staging = Staging()
         self._writer = Writer()
+        self._copied = threading.Event()
+        self._copied.set()
+        self._blocked = 0.0  # seconds the caller has waited for the commit under way
         self._finished: list[Committed] = []
         self._sound: set[int] = set()  # steps whose digests this process wrote or checked
 
@@ -82,28 +86,36 @@ class Checkpoints:
         return self._writer.busy
 
     def commit(self, image: Image, mark: Mark | None = None, *, spare: Collection[int] = ()) -> None:
-        """Take a copy of `image` now and begin to write it; `poll` or `wait` tells when it is durable.
+        """Begin to copy and write `image`; `settle` before its steady tensors change, `poll` or `wait` for the end.
 
         `mark` is the place in the journal behind this step's record; by default the journal's end.
         Steps in `spare` survive the retention that follows. Waits for a commit under way; if that one fails,
         raises its `StorageError` and takes no copy.
         """
-        self._finished += self._writer.collect()
+        self._collect()
         began = time.perf_counter()
-        snapshot = self._staging.take(image, mark or self._journal.mark())
-        blocked, spared = time.perf_counter() - began, frozenset(spare)
-        self._writer.start(lambda: self._carry_out(snapshot, spared, blocked))
+        snapshot, spared = self._staging.take(image, mark or self._journal.mark()), frozenset(spare)
+        self._copied.clear()
+        self._writer.start(lambda: self._carry_out(snapshot, spared))
+        self._blocked = time.perf_counter() - began
+
+    def settle(self) -> None:
+        """Wait until the commit under way, if any, has copied all it needs; afterwards any tensor may change."""
+        if not self._copied.is_set():
+            began = time.perf_counter()
+            self._copied.wait()
+            self._blocked += time.perf_counter() - began
 
     def poll(self) -> list[Committed]:
         """Return the commits that became durable since the last call. Raises the failure of one that did not."""
         if not self._writer.busy:
-            self._finished += self._writer.collect()
+            self._collect()
         finished, self._finished = self._finished, []
         return finished
 
     def wait(self) -> list[Committed]:
         """As `poll`, after the commit under way has ended."""
-        self._finished += self._writer.collect()
+        self._collect()
         return self.poll()
 
     def steps(self) -> list[int]:
@@ -136,7 +148,7 @@ class Checkpoints:
         `CannotContinueError` if there are some and none verifies. A given `step` is returned or refused with the
         same error, and nothing is moved.
         """
-        self._finished += self._writer.collect()
+        self._collect()
         if step is not None:
             return self._restore_exactly(step)
         self.notes = files.sweep(self.home, LEFTOVERS)
@@ -156,9 +168,17 @@ class Checkpoints:
         self._refuse_if_broken()
         return None
 
-    def _carry_out(self, snapshot: Snapshot, spare: frozenset[int], blocked: float) -> Committed:
-        """Write, publish, retire: runs on the writer's thread."""
+    def _collect(self) -> None:
+        """Wait for the commit under way and keep what became of it, with what the caller waited for it."""
+        self._finished += [replace(done, snapshot_seconds=self._blocked) for done in self._writer.collect()]
+
+    def _carry_out(self, snapshot: Snapshot, spare: frozenset[int]) -> Committed:
+        """Finish the copy, write, publish, retire: runs on the writer's thread."""
         began = time.perf_counter()
+        try:
+            snapshot.complete()
+        finally:
+            self._copied.set()
         try:
             files.make_folders(self.home)
             files.sync_folder(self.root)  # whoever made the folder may have died before it was durable
@@ -169,7 +189,7 @@ class Checkpoints:
         written = time.perf_counter() - began
         self._sound.add(snapshot.step)
         removed, left = self._retire(spare)
-        return Committed(snapshot.step, blocked, written, snapshot.size, tuple(removed), (*notes, *left))
+        return Committed(snapshot.step, 0.0, written, snapshot.size, tuple(removed), (*notes, *left))
 
     def _retire(self, spare: frozenset[int]) -> tuple[list[int], list[str]]:
         """Remove what is older than `keep` checkpoints that verify; return it, and what would not go."""

@@ -1,8 +1,10 @@
 """Commit: the old checkpoint or the new one, never between, and training hardly waits.
 
-The caller's thread copies the state into a staging buffer at a step boundary; that is all it waits for. A thread
-then writes aside, syncs, and renames (steps 2 to 7 of resume.md 2(c)). A thread, not a process: a forked process
-would inherit the run's lock and outlive a kill. It leaves the interpreter lock alone while it hashes and writes.
+The state is copied into a staging buffer at a step boundary. What only an update changes is copied by the writer's
+thread while the next forward and backward passes run, and the next update waits for it (Mohan et al., CheckFreq, FAST
+2021). That thread then writes aside, syncs, and renames (steps 2 to 7 of resume.md 2(c)). A thread, not a process: a
+forked process would inherit the run's lock and outlive a kill. It leaves the interpreter lock alone while it copies,
+hashes and writes.
 """
 
 from __future__ import annotations
@@ -40,11 +42,15 @@ SPARE_FILES = 16
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor and where it goes: `file` relative to the checkpoint, `key` the name inside that file."""
+    """A tensor and where it goes: `file` relative to the checkpoint, `key` the name inside that file.
+
+    `steady` promises that nothing changes it until `Checkpoints.settle` was called: it may be copied until then.
+    """
 
     file: str
     key: str
     tensor: Tensor
+    steady: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,36 @@ class StagedFile:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """A steady tensor that is not copied yet, and torch's count of the changes to it when it was to be."""
+
+    tensor: Tensor
+    region: Tensor
+    slot: Slot
+    version: int
+
+    def copy(self) -> None:
+        """Copy it. Raises `RuntimeError` if it was changed: the copy would be of no step at all."""
+        _copy(self.tensor, self.region, self.slot)
+        if self.tensor._version != self.version:
+            raise RuntimeError(f"{self.slot.key} was changed while a commit was copying it")
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """An image that no longer changes; the staging buffer is in use until it is written."""
+    """An image that no longer changes once it is `complete`; the staging buffer is in use until it is written."""
 
     step: int
     tensor_files: list[StagedFile]
     documents: dict[str, bytes]
     mark: Mark
+    pending: list[Pending]
+
+    def complete(self) -> None:
+        """Copy what is still to be copied. Raises `RuntimeError` if a steady tensor was changed meanwhile."""
+        while self.pending:
+            self.pending[-1].copy()
+            self.pending.pop()
 
     @property
     def size(self) -> int:
@@ -91,9 +120,10 @@ class Staging:
         self._buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, image: Image, mark: Mark) -> Snapshot:
-        """Copy the image as it is now; the caller may go on changing its tensors as soon as this returns.
+        """Copy the image as it is now; its steady tensors are left for `Snapshot.complete`.
 
-        Tensors may be on any device and of any strides. The previous snapshot is overwritten.
+        The caller may change all other tensors as soon as this returns, and those after that. Tensors may be on any
+        device and of any strides. The previous snapshot is overwritten.
         """
         documents = {**image.documents, layout.STATE_FILE: canonical(image.state) + b"\n"}
         by_file: dict[str, dict[str, str]] = {}
@@ -108,14 +138,18 @@ class Staging:
             for path, names in sorted(by_file.items())
         }
         self._grow(sum(_aligned(slots[-1].end) for slots in plans.values()), image)
-        tensor_files, start = [], 0
+        tensor_files, pending, start = [], list[Pending](), 0
         for path, slots in plans.items():
             region = self._buffer[start : start + slots[-1].end]
             for slot in slots:
-                _copy(image.tensors[by_file[path][slot.key]].tensor, region, slot)
+                placed = image.tensors[by_file[path][slot.key]]
+                if placed.steady:
+                    pending.append(Pending(placed.tensor.detach(), region, slot, placed.tensor._version))
+                else:
+                    _copy(placed.tensor, region, slot)
             tensor_files.append(StagedFile(path, header(slots), region.numpy().data, slots, by_file[path]))
             start += _aligned(slots[-1].end)
-        return Snapshot(image.step, tensor_files, documents, mark)
+        return Snapshot(image.step, tensor_files, documents, mark, pending[::-1])
 
     def _grow(self, size: int, image: Image) -> None:
         """Make the buffer hold `size` bytes; page-locked if there is a GPU to copy from."""
@@ -160,6 +194,7 @@ def write_checkpoint(home: Path, snapshot: Snapshot, run_id: str, sync_journal: 
     Raises `StorageError`; the checkpoints that stood before still stand, and the unfinished one is removed if the
     disk allows.
     """
+    snapshot.complete()
     _preflight(home, snapshot)
     name = layout.checkpoint_name(snapshot.step)
     aside = home / f"{layout.UNFINISHED_PREFIX}{name}-{os.getpid()}-{files.nonce()}"

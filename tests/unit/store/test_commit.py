@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from unbroken.base.errors import StorageError
 from unbroken.store import files
 from unbroken.store.checkpoints import Image, Placed, publish_model
-from unbroken.store.commit import Staging
+from unbroken.store.commit import Pending, Staging
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import START
 
@@ -275,3 +276,37 @@ def test_publishing_on_a_full_disk_leaves_the_old_model(run: Run, monkeypatch: p
         publish_model(run.folder(2), run.root)
     assert (run.root / "model" / "model.safetensors").read_bytes() == before
     assert not list(run.root.glob(".t*"))
+
+
+def test_steady_tensors_are_copied_later_and_not_after_a_change() -> None:
+    weight, buffer = torch.nn.Parameter(torch.ones(10)), torch.ones(10)
+    placed = {"w": Placed("x", "w", weight, steady=True), "b": Placed("x", "b", buffer)}
+    staging = Staging()
+    snapshot = staging.take(Image(1, placed, {}, {}), START)
+    buffer.zero_()
+    snapshot.complete()
+    with torch.no_grad():
+        weight.zero_()
+    [file] = snapshot.tensor_files
+    found = torch.frombuffer(file.data, dtype=torch.float32)
+    assert found.sum() == 20, "both were copied as they were"
+    late = staging.take(Image(2, placed, {}, {}), START)
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="w was changed while a commit was copying it"):
+        late.complete()
+
+
+def test_settling_waits_for_the_copy_and_counts_as_waiting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = Pending.copy
+    monkeypatch.setattr(Pending, "copy", lambda pending: time.sleep(0.2) or copy(pending))
+    weight = torch.nn.Parameter(torch.ones(1000))
+    run.checkpoints.commit(Image(1, {"w": Placed("x.safetensors", "w", weight, steady=True)}, {}, {}))
+    run.checkpoints.settle()
+    with torch.no_grad():
+        weight.zero_()
+    [done] = run.checkpoints.wait()
+    assert done.snapshot_seconds >= 0.19
+    restored = run.checkpoints.restore()
+    assert restored is not None
+    assert restored.tensors["w"].sum() == 1000
