@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.base.fingerprint import canonical
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
@@ -32,6 +34,7 @@ from unbroken.run.report import (
     silent,
     unfailing,
 )
+from unbroken.run.resources import peak_bytes
 from unbroken.run.state import State
 from unbroken.run.stepping import Steps
 from unbroken.run.stop import StopRequest
@@ -55,8 +58,12 @@ def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, sto
     """Run `job` in `folder` from where it stands to its end, or to a stop request; say which."""
     assert job.gradients is not None, "a job without gradients is a user's own loop"
     engine = Engine(job, folder, settings, report, stop)
-    for batch in engine.batches():
-        engine.step(job.gradients(batch, engine.steps.scope))
+    try:
+        for batch in engine.batches():
+            engine.step(job.gradients(batch, engine.steps.scope))
+    except Exception as failure:
+        engine.failed(failure)
+        raise
     return engine.ended
 
 
@@ -84,6 +91,8 @@ class Engine:
         self._last_record: dict[str, Any] = {}
         self._committed = -1
         self._advanced = False
+        self.segment = 0  # none has begun yet
+        self.refused = False
 
     def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
@@ -108,6 +117,10 @@ class Engine:
         """The state the run is in now."""
         return self.steps.state
 
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.state.trained.values())).device
+
     def step(self, loss: Tensor) -> float:
         """Finish the step: backward if `loss` still has its graph, clip, update, record. Returns the loss.
 
@@ -124,6 +137,13 @@ class Engine:
             Stepped(record["n"], value, float(record["grad_norm"]), record["learning_rate"], len(self._draw.ids))
         )
         return value
+
+    def failed(self, failure: Exception) -> None:
+        """Put on record why the segment ends, as far as the disk allows; the reason itself is the caller's to tell."""
+        if self.segment and not self.refused:
+            text = str(failure) if isinstance(failure, UnbrokenError) else f"{type(failure).__name__}: {failure}"
+            with suppress(StorageError):
+                self.folder.journal.append({"kind": "failure", "n": self.state.step, "text": text})
 
     def load(self, step: int) -> None:
         """Put the state after `step` steps in place without beginning a segment: that of a finished run."""
@@ -155,7 +175,8 @@ class Engine:
         self._begin_segment(before)
 
     def _begin_segment(self, before: Mapping[str, Any]) -> None:
-        numerics = environment.numerics(next(iter(self.state.trained.values())).device)
+        numerics = environment.numerics(self._device)
+        self._peak = before.get("peak", {})
         earlier = self.replay.segments
         self.segment = max([before.get("segment", 0), *(record["segment"] for record in earlier)]) + 1
         self.cadence.fruitless = sum(record["step"] == self.state.step for record in earlier)
@@ -183,6 +204,7 @@ class Engine:
             held = self.replay.matches(record)
         except CannotContinueError as refusal:
             if not self.settings.accept_drift:
+                self.refused = True
                 self.folder.journal.append({"kind": "refusal", "n": record["n"], "text": str(refusal)})
                 self.folder.journal.sync()
                 raise
@@ -220,7 +242,15 @@ class Engine:
             return
         self.cadence.began()
         image = self.state.image()
-        segment = canonical({"segment": self.segment, "environment": self.environment, "best": self.state.best})
+        self._peak = {key: max(found, self._peak.get(key, 0)) for key, found in peak_bytes(self._device).items()}
+        segment = canonical(
+            {
+                "segment": self.segment,
+                "environment": self.environment,
+                "best": self.state.best,
+                "peak": self._peak,
+            }
+        )
         image = replace(
             image,
             state={**image.state, "last_record": self._last_record},

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from unbroken.base.errors import ConfigError
-from unbroken.store import files
+from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
+from unbroken.run import resources
+from unbroken.store import files, layout
+from unbroken.store.held import is_held
+from unbroken.store.lock import describe, holder
 from unbroken.store.run import BEFORE_CREATION
+
+if TYPE_CHECKING:
+    import torch  # two seconds that nobody waits for whose run cannot go on
+
+MB = 1e6
+SPARE_FILES = 64  # journal, evaluations, caches
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run has been measured to need: from its newest checkpoint, believed without its digests.
+
+    `checkpoint_bytes` and `checkpoint_files` are of one checkpoint, `kept` of them are there; `host_bytes` and
+    `device_bytes` the peak of memory over all segments so far.
+    """
+
+    checkpoint_bytes: int
+    checkpoint_files: int
+    kept: int
+    host_bytes: int
+    device_bytes: int
 
 
 def require_new_folder(root: Path) -> None:
@@ -37,7 +64,8 @@ def require_writable(place: Path) -> None:
     """Raise `ConfigError` unless files can be made in the folder `place`; nothing is tried out."""
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         raise ConfigError(
-            f"cannot write in {place}: its disk is mounted read-only", next_step="choose another output_dir"
+            f"cannot write in {place}: its disk is mounted read-only",
+            next_step="remount it, or choose another output_dir",
         )
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(
@@ -55,6 +83,97 @@ def require_space(root: Path, needed: int) -> None:
             why="a commit would fail later on",
             next_step="free some space, choose another output_dir, or lower save_total_limit",
         )
+
+
+def measured_demand(root: Path) -> Demand | None:
+    """Return what the run at `root` needed so far; None if it has no checkpoint to tell."""
+    home = root / layout.CHECKPOINTS_FOLDER
+    names = [name for name in files.list_folder(home) if layout.step_of(name) is not None]
+    for name in reversed(names):
+        sizes = [
+            os.lstat(os.path.join(place, each)).st_size
+            for place, _, inside in os.walk(home / name)
+            for each in inside
+            if os.path.lexists(os.path.join(place, each))
+        ]
+        try:
+            peak = json.loads((home / name / layout.SEGMENT_FILE).read_bytes()).get("peak", {})
+            return Demand(sum(sizes), len(sizes), len(names), int(peak.get("host", 0)), int(peak.get("device", 0)))
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue  # broken: the restore will say so
+    return None
+
+
+def require_ready(root: Path, keep: int) -> None:
+    """Raise unless the run at `root` can be taken up now: free, writable, with room on disk and in memory.
+
+    Everything is compared with what the run was measured to need, and other processes count. `BusyError` means:
+    the same command will do later.
+    """
+    if is_held(root):
+        raise BusyError(
+            f"{root} is in use by {describe(holder(root))}",
+            next_step="wait for it to end, or stop it, and run the same command again",
+        )
+    for folder in (root, root / layout.CHECKPOINTS_FOLDER):
+        if folder.is_dir():
+            require_writable(folder)
+    demand = measured_demand(root)
+    if demand is not None:
+        coming = max(1, keep + 1 - demand.kept)
+        require_space(root, coming * demand.checkpoint_bytes)
+        require_files(root, coming * demand.checkpoint_files + SPARE_FILES)
+        require_memory(root, demand)
+
+
+def require_files(root: Path, needed: int) -> None:
+    """Raise `ConfigError` unless `needed` more files fit on the disk of `root`."""
+    free = files.free_inodes(root)
+    if free is not None and free < needed:
+        raise ConfigError(
+            f"the disk of {root} has room for {free:,} more files, the run needs {needed:,}",
+            why="a commit would fail later on",
+            next_step="delete some files there, or lower save_total_limit",
+        )
+
+
+def require_memory(root: Path, demand: Demand) -> None:
+    """Raise `BusyError` if others hold memory the run needs, `CannotContinueError` if the machine has too little."""
+    free, swap = resources.free_host_bytes(), resources.memory_bytes("SwapFree", resources.MEMINFO)
+    if free is None or demand.host_bytes <= free + swap:
+        return
+    total = resources.memory_bytes("MemTotal", resources.MEMINFO) + swap
+    needs = f"{root} needed {demand.host_bytes / MB:,.0f} MB of memory so far"
+    if demand.host_bytes > total:
+        raise CannotContinueError(f"{needs}, this machine has {total / MB:,.0f} MB", next_step=smaller_chunks(root))
+    raise BusyError(
+        f"{needs}, {(free + swap) / MB:,.0f} MB are free now: other processes hold the rest",
+        next_step="wait for them, or stop them, and run the same command again",
+    )
+
+
+def require_device_memory(root: Path, device: torch.device) -> None:
+    """Raise `BusyError` or `CannotContinueError` as `require_memory` does, for the memory of a GPU."""
+    demand = measured_demand(root)
+    if device.type != "cuda" or demand is None:
+        return
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    needs = f"{root} needed {demand.device_bytes / MB:,.0f} MB on its device so far"
+    if demand.device_bytes > total:
+        raise CannotContinueError(f"{needs}, {device} has {total / MB:,.0f} MB", next_step=smaller_chunks(root))
+    if demand.device_bytes > free:
+        raise BusyError(
+            f"{needs}, {free / MB:,.0f} MB of {device} are free now: other processes hold the rest",
+            next_step="wait for them (`nvidia-smi` lists them) and run the same command again",
+        )
+
+
+def smaller_chunks(root: Path, size: int | None = None) -> str:
+    """Return the advice that needs less memory: the same run from here on, in smaller chunks, under another name."""
+    chunk = "N" if size is None else str(size)
+    return f"go on as a new run with smaller chunks: unbroken fork {root} NEW --set micro_batch_size={chunk}"
 
 
 def existing_ancestor(path: Path) -> Path:

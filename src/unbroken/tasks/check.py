@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unbroken.base.errors import BusyError, CannotContinueError, UnbrokenError
 from unbroken.run import contract
 from unbroken.run.findings import Section
-from unbroken.run.preflight import existing_ancestor, require_new_folder, require_space
+from unbroken.run.preflight import (
+    Demand,
+    existing_ancestor,
+    measured_demand,
+    require_new_folder,
+    require_ready,
+    require_space,
+)
 from unbroken.run.resources import free_device_bytes, free_host_bytes
 from unbroken.run.summary import RunSummary, describe_run
 from unbroken.store import files
@@ -113,10 +120,12 @@ def check(request: Request, *, time_steps: bool = False, progress: Progress = la
         done = stand.step if stand.state == "finished" else stand.newest_good_step or 0
         found.attempt(lambda: _run(stand, looker.total_steps, done))
         found.attempt(partial(require_free, stand))
+        if stand.state not in ("finished", "running"):
+            found.attempt(partial(require_ready, root, config.save_total_limit))
         found.attempt(lambda: _contract(root, recorded, task.prepare(config, None), config, threads, found, request))
         found.attempt(lambda: _environment(stand, looker.device, threads))
     found.attempt(looker.steps)
-    found.attempt(lambda: _memory(looker, free))
+    found.attempt(lambda: _memory(looker, free, None if recorded is None else measured_demand(root)))
     found.attempt(lambda: _disk(root, looker, config, new=recorded is None, found=found))
     if time_steps and not found.problems:
         found.attempt(lambda: _time(looker, done, threads))
@@ -214,8 +223,11 @@ def _environment(stand: RunSummary, device: torch.device, threads: int) -> Secti
     return Section("environment", {"changes": len(changed)}, warnings=tuple(notes))
 
 
-def _memory(looker: TaskCheck, free: int | None) -> Section:
-    """Estimate the memory at its peak: Adam keeps two numbers for each trained one, a commit copies all three."""
+def _memory(looker: TaskCheck, free: int | None, demand: Demand | None) -> Section:
+    """Estimate the memory at its peak: Adam keeps two numbers for each trained one, a commit copies all three.
+
+    A run that has made commits has been measured, which says more than any estimate.
+    """
     needed = looker.memory()
     weights, staging = needed["weights"], CHECKPOINT_MULTIPLE * needed["weights"]
     on_device = 4 * weights + needed["activations"]
@@ -232,8 +244,12 @@ def _memory(looker: TaskCheck, free: int | None) -> Section:
         "needed_bytes": on_device,
         "free_bytes": left,
     }
+    if demand is not None:
+        values["measured_peak_bytes"] = demand.host_bytes
+        if demand.device_bytes:
+            values["measured_peak_of_the_device_bytes"] = demand.device_bytes
     notes = []
-    if left is not None and on_device > left:
+    if demand is None and left is not None and on_device > left:
         notes.append(
             f"about {on_device / MB:,.0f} MB are needed and {left / MB:,.0f} MB are free: "
             "a smaller micro_batch_size or max_length needs less"
@@ -253,7 +269,8 @@ def _disk(root: Path, looker: TaskCheck, config: TrainingConfig, *, new: bool, f
         "needed_bytes": needed,
         "free_bytes": files.free_bytes(existing_ancestor(root)),
     }
-    found.attempt(partial(require_space, root, needed))
+    if new:
+        found.attempt(partial(require_space, root, needed))
     return Section("disk", values)
 
 

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 from unbroken.base.config import Config, closest, load_yaml
 from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenError
 from unbroken.run.cadence import Cadence
-from unbroken.run.preflight import require_new_folder, require_space, require_writable
+from unbroken.run.preflight import (
+    require_device_memory,
+    require_new_folder,
+    require_ready,
+    require_space,
+    require_writable,
+)
 from unbroken.run.report import Ended, Notice, Reporter, plain
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
@@ -146,6 +152,8 @@ def look_over(request: Request) -> Start:
     if recorded is not None:
         asked = compose_contract(config, prepared, threads, device=config.device)
         check_contract(root, recorded, asked, prepared, request.origins)
+        if not is_finished(root):
+            require_ready(root, config.save_total_limit)
     else:
         require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (config.save_total_limit + 1) + 1))
     return Start(root, config, document, prepared, threads, step)
@@ -196,7 +204,7 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
             report(finished)
             return finished
         environment.pin(start.threads)
-        resolve_device(start.config.device, start.root)  # the one recorded, if it is there
+        require_device_memory(start.root, resolve_device(start.config.device, start.root))
         build = start.prepared.load()
         return _train(build, folder, settings(start.config, request, start.step), report, stop, progress)
     finally:
@@ -228,8 +236,10 @@ def _train(
     progress: Progress,
 ) -> Ended:
     from unbroken.run.engine import train as run_job
+    from unbroken.tasks.exhausted import explained
 
-    return run_job(build(folder.cache, progress), folder, how, report, stop)
+    with explained(folder):
+        return run_job(build(folder.cache, progress), folder, how, report, stop)
 
 
 def resolve_config(request: Request, document: Mapping[str, Any] | None) -> TrainingConfig:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+from unbroken.run.contract import differences
 from unbroken.run.summary import CheckpointSummary, RunSummary, Segment
 from unbroken.store.lock import describe
 from unbroken.views.text import cell, size, table
@@ -36,7 +39,14 @@ def runs_text(runs: Sequence[RunSummary]) -> str:
 
 def run_text(run: RunSummary) -> str:
     """Return all there is to say about one run."""
-    blocks = [identity(run), stand(run), segments(run.segments), checkpoints(run.checkpoints), evaluations(run)]
+    blocks = [
+        identity(run),
+        stand(run),
+        segments(run.segments),
+        environment(run.segments),
+        checkpoints(run.checkpoints),
+        evaluations(run),
+    ]
     if run.proof:
         blocks.append([f"proof: {run.proof['verdict']}"])
     if run.problems:
@@ -100,6 +110,27 @@ def segments(found: Sequence[Segment]) -> list[str]:
         sides = ("segment", "went_on_after_step", "loss_before", "rate_before", "loss_after", "rate_after")
         lines += ["", *table(sides, boundaries)]
     return lines
+
+
+def environment(found: Sequence[Segment]) -> list[str]:
+    """Return where the last segment ran and by which command, and what had changed since the one before."""
+    if not found:
+        return []
+    last = found[-1]
+    values = {
+        "command": shlex.join(last.command),
+        "folder": last.folder,
+        "host": last.host,
+        **{key: value for key, value in last.environment.items() if key != "versions"},
+        **{f"{name} version": version for name, version in last.environment.get("versions", {}).items()},
+    }
+    for before, after in pairwise(found):
+        changed = differences(before.environment, after.environment)
+        if changed:
+            values[f"changed in segment {after.number}"] = "; ".join(f"{key}: {a} -> {b}" for key, a, b in changed)
+    values = {name: value for name, value in values.items() if value not in (None, "")}
+    width = max(map(len, values), default=0)
+    return [f"{name:<{width}}  {value}" for name, value in values.items()]
 
 
 def checkpoints(found: Sequence[CheckpointSummary]) -> list[str]:

@@ -228,14 +228,16 @@ def test_a_disk_that_is_too_small(desk: Desk) -> None:
 def test_a_read_only_disk(midway: Desk) -> None:
     with mounted(midway.root / "still", "-t", "tmpfs", "-o", "ro", "tmpfs") as place:
         midway.configure(output_dir="still/a")
-        midway.refuses(2, f"cannot write in {place}: its disk is mounted read-only; choose another output_dir")
+        midway.refuses(
+            2, f"cannot write in {place}: its disk is mounted read-only; remount it, or choose another output_dir"
+        )
 
 
 @root_only
 def test_a_run_on_a_read_only_disk(midway: Desk) -> None:
     with mounted(midway.root / "still", "--bind", "-o", "ro", str(midway.root / "runs")):
         midway.configure(output_dir="still/a")
-        midway.refuses(2, "cannot write in still/a: Read-only file system; …")
+        midway.refuses(2, "cannot write in still/a: its disk is mounted read-only; remount it, or …")
 
 
 @pytest.fixture
