@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench import harness
-from bench.cases import c0, c1, commits, gemm, starts
+from bench.cases import c0, c1, commits, gemm, long_epoch, starts
 from bench.harness import ArmError, Context, Result, say
 
 CASES: dict[str, Callable[[Context], Result]] = {
@@ -23,6 +23,7 @@ CASES: dict[str, Callable[[Context], Result]] = {
     "c1-128": c1.batch_128,
     "commits": commits.run,
     "starts": starts.run,
+    "long-epoch": long_epoch.run,
 }
 GROUPS = {"c1": ["c1-32", "c1-128"]}
 FULL_MINUTES = 15.0

@@ -202,7 +202,7 @@ def run_ours(context: Context, name: str, spec: Spec, **more: Any) -> Run:
         "learning_rate",
         "warmup_steps",
     )
-    keys += ("max_length", "seed", "threads", "save_steps")
+    keys += ("max_length", "seed", "threads", "save_steps", "save_total_limit", "shuffle")
     values = {"task": "embed", "shuffle": False} | {key: spec[key] for key in keys if spec.get(key) is not None}
     config = context.work / f"{name}.yaml"
     context.work.mkdir(parents=True, exist_ok=True)
@@ -213,6 +213,12 @@ def run_ours(context: Context, name: str, spec: Spec, **more: Any) -> Run:
 def run_theirs(context: Context, name: str, spec: Spec, **more: Any) -> Run:
     """Run sentence-transformers' trainer; without `save_steps` in the spec it saves nothing."""
     return run_arm(context, "bench.arms.theirs", name, spec, **more)
+
+
+def run_hugging_face(context: Context, name: str, spec: Spec, **more: Any) -> Run:
+    """Run the Hugging Face Trainer; without `save_steps` in the spec it saves nothing."""
+    spec = {"cache": str(context.work / "arrow"), **spec}
+    return run_arm(context, "bench.arms.hugging_face", name, spec, **more)
 
 
 def evaluate(context: Context, models: Mapping[str, Path], pairs: list[Pair]) -> dict[str, float]:

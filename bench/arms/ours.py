@@ -33,7 +33,9 @@ def main() -> None:
 
     terminal: Any = Terminal
     terminal.__call__ = record
-    sys.argv = ["unbroken", "train", recorder.spec["config_file"]]
+    resume = recorder.spec.get("resume")
+    place = ["--resume_from_checkpoint", resume] if isinstance(resume, str) else []
+    sys.argv = ["unbroken", "train", recorder.spec["config_file"], *place]
     runpy.run_module("unbroken", run_name="__main__")
 
 

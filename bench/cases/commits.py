@@ -15,6 +15,8 @@ from bench.rows import write_pairs
 TITLE = "Commits: WordNet, batch 32, a commit every 10 steps against none"
 BATCH, WARM, STEPS, EVERY = 32, 5, 27, 10
 SECONDS, LEAST = 180, 2
+ARMS = ("ours", "st", "hf")
+STALL = "ms of stall a commit"
 NEVER = 1_000_000  # of ours a commit at the end remains; it is after the last step counted
 
 
@@ -26,7 +28,7 @@ def run(context: Context) -> Result:
     def one_round(number: int) -> Mapping[str, Run]:
         done = {}
         for saving in ("none", "saving"):
-            for arm in ("ours", "st"):
+            for arm in ARMS:
                 name = f"commits-{arm}-{saving}-{number}"
                 spec = harness.train_spec(context, name, rows, BATCH, steps)
                 if arm == "ours":
@@ -35,7 +37,8 @@ def run(context: Context) -> Result:
                     folder = Path(spec["output_dir"]) / "checkpoints"
                 else:
                     spec["save_steps"] = every if saving == "saving" else None
-                    done[f"{arm} {saving}"] = harness.run_theirs(context, name, spec)
+                    start = harness.run_theirs if arm == "st" else harness.run_hugging_face
+                    done[f"{arm} {saving}"] = start(context, name, spec)
                     folder = Path(spec["output_dir"])
                 if saving == "saving":
                     sizes[arm] = newest_size(folder)
@@ -44,10 +47,11 @@ def run(context: Context) -> Result:
 
     rounds = harness.interleave(context, TITLE, one_round, seconds=SECONDS, least=LEAST)
     counted = figures.commits_within(warm, steps, every)
-    columns = {arm: costs(rounds, arm, warm, steps, counted) for arm in ("ours", "st")}
+    columns = {arm: costs(rounds, arm, warm, steps, counted) for arm in ARMS}
     for arm, size in sizes.items():
         columns[arm]["MB in a checkpoint"] = [size / 1e6]
-    names = ["Unbroken", "sentence-transformers"]
+    shares = [100 * ours / theirs for ours, theirs in zip(columns["ours"][STALL], columns["hf"][STALL], strict=True)]
+    names = ["Unbroken", "sentence-transformers", "Hugging Face Trainer"]
     lines = [
         [name, *(spread(columns[arm][name]).text(digits(name)) if name in columns[arm] else "-" for arm in columns)]
         for name in columns["ours"]
@@ -56,7 +60,8 @@ def run(context: Context) -> Result:
         f"{len(rounds)} rounds; {len(counted)} commits (after steps {counted}) within steps {warm + 1} to {steps} of "
         "each run. Added: the steps with commits minus the same steps without, over the number of commits. Stall: how "
         "long training stood still. Slowed: what of the added time is no stall. Ours is on disk (fsync) when it is "
-        f"reported; theirs is in the page cache. {harness.others_remark(rounds)}"
+        f"reported; theirs is in the page cache. Our stall is {spread(shares).text(1, ' %')} of the Hugging Face "
+        f"Trainer's save, paired by round. {harness.others_remark(rounds)}"
     )
     data = {"arms": columns, "commits": counted, "events": [{k: r.events for k, r in done.items()} for done in rounds]}
     return Result(TITLE, "\n\n".join([figures.table(["", *names], lines), text]), data)
@@ -75,7 +80,7 @@ def costs(
         row = {
             "ms added to the wall clock by a commit": added * 1e3,
             "ms of CPU added by a commit": (saving.cpu_seconds - plain.cpu_seconds) / len(counted) * 1e3,
-            "ms of stall a commit": stall * 1e3,
+            STALL: stall * 1e3,
             "ms of slowed steps a commit": (added - stall) * 1e3,
             "ms a step without commits": plain.wall_per_step * 1e3,
         }
