@@ -1,0 +1,137 @@
+"""What must hold of a finished run, however often it was killed on the way; every violation in words.
+
+The letters O1 to O8 of the fault table: the same model (O1), the same steps and evaluations (O2), the examples of the
+plan (O3), a tidy folder with two checkpoints that verify (O5), no more steps lost than may be (O6). That each start
+ends with a documented code and no traceback (O7), and that a further one changes nothing (O8), is for whoever starts
+them to look at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unbroken.base.fingerprint import digest
+from unbroken.plan.plan import Plan
+from unbroken.store import files, layout
+from unbroken.store.journal import read_records
+from unbroken.store.manifest import differences, read_manifest
+
+LEFTOVERS = (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All of a finished run that must not depend on how often it was interrupted."""
+
+    model: dict[str, str]  # SHA-256 of every file of the finished model
+    steps: dict[int, dict[str, Any]]  # the journal's record of each step
+    evaluations: dict[int, dict[str, float]]
+    state: dict[str, str]  # digest of every tensor of the last checkpoint, the optimizer's among them
+    names: frozenset[str]  # what lies in the run's folder
+
+
+def facts(root: Path) -> Facts:
+    """Read what a finished run has become."""
+    records = list(read_records(root / layout.JOURNAL_FILE))
+    steps = {record["n"]: record for record in records if record["kind"] == "step"}
+    manifest = read_manifest(root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(max(steps)))
+    return Facts(
+        model=sums(root / layout.MODEL_FOLDER),
+        steps=steps,
+        evaluations={record["n"]: record["metrics"] for record in records if record["kind"] == "evaluation"},
+        state={name: record.digest for name, record in manifest.tensors.items()},
+        names=frozenset(path.name for path in root.iterdir()),
+    )
+
+
+def sums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by its path."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def compare(found: Facts, golden: Facts) -> list[str]:
+    """Say in what a run differs from the one left alone; nothing if in no bit."""
+    problems = []
+    for what in ("model", "steps", "evaluations", "state"):
+        ours, theirs = getattr(found, what), getattr(golden, what)
+        different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+        if different:
+            problems.append(f"different: {what}: {len(different)} of {len(theirs)}, first {different[0]}")
+    if found.names != golden.names:
+        problems.append(f"untidy: names in the folder: {sorted(found.names ^ golden.names)}")
+    return problems
+
+
+def examine(root: Path, most_lost: int | None) -> list[str]:
+    """Say what is wrong with a finished run by itself; `most_lost` steps may have to be made again after a kill."""
+    return plan_problems(root) + tidiness_problems(root) + journal_problems(root, most_lost)
+
+
+def plan_problems(root: Path) -> list[str]:
+    """Compare the examples on record with the plan, and the plan with every example once an epoch."""
+    document = json.loads((root / layout.RUN_FILE).read_bytes())
+    config, count = document["config"], document["contract"]["data"]["examples"]
+    plan = Plan(count, config["batch_size"], config["seed"], config["drop_last"], config["shuffle"])
+    epochs: dict[int, list[int]] = {}
+    problems = []
+    for number, record in sorted(facts(root).steps.items()):
+        draw = plan.draw(number - 1)
+        epochs.setdefault(draw.epoch, []).extend(draw.ids.tolist())
+        if record["ids"] != digest(draw.ids.astype("<i8").tobytes()):
+            problems.append(f"different: step {number} is on record with other examples than the plan's")
+    for epoch, ids in epochs.items():
+        whole = epoch < max(epochs) or len(ids) == count
+        if len(np.unique(ids)) != len(ids) or (whole and not config["drop_last"] and sorted(ids) != list(range(count))):
+            problems.append(f"different: epoch {epoch} repeats or leaves out examples")
+    return problems
+
+
+def tidiness_problems(root: Path) -> list[str]:
+    """Name what dead processes left behind, and checkpoints that are too few or do not verify."""
+    left = [path for path in root.rglob("*") if path.name.startswith((*LEFTOVERS, layout.BROKEN_PREFIX))]
+    problems = [f"untidy: {path.relative_to(root)} was left behind" for path in left]
+    home = root / layout.CHECKPOINTS_FOLDER
+    kept = [home / name for name in files.list_folder(home) if layout.step_of(name) is not None]
+    for folder in kept:
+        problems += [f"lost: {problem}" for problem in differences(folder, read_manifest(folder))]
+    if len(kept) < 2:
+        problems.append(f"lost: only {len(kept)} checkpoint is left")
+    return problems
+
+
+def journal_problems(root: Path, most_lost: int | None) -> list[str]:
+    """Follow the journal: nothing acknowledged is lost, no step is on record twice or missing, nothing drifted."""
+    problems, damaged = list[str](), list[str]()
+    recorded = committed = 0
+    for record in read_records(root / layout.JOURNAL_FILE, damaged):
+        match record["kind"]:
+            case "step" if record["n"] != recorded + 1:
+                problems.append(f"lost: step {record['n']} is on record after step {recorded}")
+            case "commit":
+                committed = max(committed, record["n"])
+            case "segment" if record["step"] < committed:
+                problems.append(f"lost: the commit of step {committed} was acknowledged; {record['step']} was restored")
+            case "segment" if most_lost is not None and recorded - record["step"] > most_lost:
+                problems.append(f"lost: {recorded - record['step']} steps were made again, over {most_lost}")
+            case "drift" | "refusal":
+                problems.append(f"different: {record['kind']} at step {record['n']}: {record['text']}")
+        recorded = max(recorded, record["n"]) if record["kind"] == "step" else recorded
+    return problems + [f"lost: {text}" for text in damaged]
+
+
+def lost_steps(root: Path) -> list[int]:
+    """Return, for every start after the first, how many steps on record had to be made again."""
+    recorded, lost = 0, []
+    for record in read_records(root / layout.JOURNAL_FILE):
+        if record["kind"] == "step":
+            recorded = record["n"]
+        elif record["kind"] == "segment" and record["segment"] > 1:
+            lost.append(recorded - record["step"])
+    return lost
