@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+SOAK_MINUTES ?= 30
+SOAK_FOLDER ?= runs/soak
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -12,13 +14,14 @@ CODE := src tests bench
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check slow exact crash demo bench format clean
+.PHONY: help venv test check slow exact crash soak demo bench format clean
 
 help:
 	@echo "make test    formatting, lint, types, layers, fast tests"
 	@echo "make slow    the tests left out of that"
 	@echo "make exact   every task stopped after every step, bits compared"
 	@echo "make crash   real processes killed, disks filled, bits flipped"
+	@echo "make soak    one run after the other, killed at random for half an hour (SOAK_MINUTES=30)"
 	@echo "make demo    train a real model, kill it, go on, compare"
 	@echo "make bench   against the peers' own releases"
 	@echo "make format  lay out the code     make venv  only the environment     make clean  remove what was made"
@@ -51,6 +54,9 @@ exact: $(READY)
 
 crash: $(READY)
 	@$(PYTEST) -n $(WORKERS) tests/crash
+
+soak: $(READY)
+	@$(BIN)/python -m tests.crash.soak --minutes $(SOAK_MINUTES) --work $(SOAK_FOLDER)
 
 demo: $(READY)
 	@$(BIN)/unbroken demo

@@ -28,7 +28,7 @@ SPREAD = 1.3  # instants are drawn over this multiple of what a phase takes
 class Stratum:
     """A phase to be killed in: the paths it has in the victim's messages, and how often it may have come before.
 
-    `when`: "first" is possible before the first commit only, "last" after the last step only.
+    `when`: "first" means before the first commit only, "start" once in each process, "last" after the last step.
     """
 
     pattern: str
@@ -38,25 +38,25 @@ class Stratum:
 
 
 STRATA = {
-    "import": Stratum(r"import", 4, 4),
-    "read data": Stratum(r"read", 1, 2),
-    "load model": Stratum(r"load", 1, 2),
+    "import": Stratum(r"import", 4, 4, "start"),
+    "read data": Stratum(r"read", 1, 2, "start"),
+    "load model": Stratum(r"load", 1, 2, "start"),
     "tokenise": Stratum(r"tokenise", 3, 4, "first"),
     "create run": Stratum(r"create(/.*)?", 10, 4, "first"),
-    "before a commit": Stratum(r"forward(/backward)?|optimizer|stage|evaluation|commit/write", 6, 8, "first"),
+    "before a commit": Stratum(r"forward(/backward)?|optimizer|(commit/)?stage|evaluation|commit/write", 6, 8, "first"),
     "forward": Stratum(r"(replay/)?forward", 14, 8),
     "backward": Stratum(r"(replay/)?forward/backward", 28, 8),
     "optimizer": Stratum(r"(replay/)?optimizer", 14, 8),
     "journal": Stratum(r"(replay/)?(evaluation/)?journal", 16, 5),
     "evaluation": Stratum(r"(replay/)?evaluation(/.*)?", 8, 7),
-    "stage": Stratum(r"(replay/)?stage", 4, 7),
+    "stage": Stratum(r"((replay|commit)/)?stage", 8, 7),
     "hash": Stratum(r"commit/hash", 400, 6),
     "write": Stratum(r"commit/write", 40, 8),
     "fsync": Stratum(r"commit/(write/)?fsync", 60, 8),
     "rename": Stratum(r"commit/rename", 4, 7),
     "retire": Stratum(r"commit/retire(/.*)?", 8, 7),
-    "restore": Stratum(r"restore(/.*)?", 2, 6),
-    "replay": Stratum(r"replay(/.*)?", 20, 8),
+    "restore": Stratum(r"restore(/.*)?", 2, 6, "start"),
+    "replay": Stratum(r"replay(/.*)?", 20, 8, "start"),
     "export": Stratum(r"export(/.*)?", 20, 1, "last"),
     "finished": Stratum(r"finished(/.*)?", 1, 1, "last"),
 }
@@ -168,7 +168,9 @@ def start(arguments: list[str], log: Path, aim: Aim | None, typical: Typical, ro
         return start_unobserved(arguments, log, aim, typical, root)
     reader, writer = os.pipe()
     told = aim or Aim("import", count=0)  # a count that never comes: it only tells
-    options = [str(writer), STRATA[told.stratum].pattern, told.edge, str(told.count), str(int(told.hold)), "--"]
+    # Most kills are to follow a commit; where there is none yet, the first one is waited for.
+    later = str(int(STRATA[told.stratum].when == "" and not checkpoint_names(root)))
+    options = [str(writer), STRATA[told.stratum].pattern, told.edge, str(told.count), str(int(told.hold)), later, "--"]
     command = [sys.executable, "-m", "tests.crash.victim", *options, *arguments]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[writer], cwd=ROOT, env=paths())

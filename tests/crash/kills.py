@@ -93,18 +93,19 @@ def make_golden(setting: Setting, work: Path) -> Golden:
 
 def plan_kills(draw: random.Random, most: int = MOST_KILLS) -> list[Aim]:
     """Choose one to `most` kills; some runs begin with one before the first commit, some end with one or two late."""
-    first = [name for name in STRATA if STRATA[name].when == "first"]
-    any_time = [name for name in STRATA if STRATA[name].when == ""]
-    weights = [STRATA[name].weight for name in any_time]
     count = draw.randint(1, most)
-    names = draw.choices(any_time, weights, k=count)
-    if draw.random() < 0.5:
-        names[0] = draw.choices(first, [STRATA[name].weight for name in first])[0]
+    names = [*pick(draw, 1, "first" if draw.random() < 0.6 else ""), *pick(draw, count - 1, "", "start")]
     for name in ("export", "finished"):
         if draw.random() < 0.3:
             names.append(name)
     aims = [draw_aim(name, draw) for name in names]
-    return [Aim("", share=draw.random()) if draw.random() < UNOBSERVED_SHARE else aim for aim in aims]
+    return aims[:1] + [Aim("", share=draw.random()) if draw.random() < UNOBSERVED_SHARE else aim for aim in aims[1:]]
+
+
+def pick(draw: random.Random, count: int, *when: str) -> list[str]:
+    """Draw strata of these kinds by their weights."""
+    names = [name for name in STRATA if STRATA[name].when in when]
+    return draw.choices(names, [STRATA[name].weight for name in names], k=count)
 
 
 def carry(golden: Golden, number: int, root: Path, aims: list[Aim]) -> Outcome:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Facts:
     steps: dict[int, dict[str, Any]]  # the journal's record of each step
     evaluations: dict[int, dict[str, float]]
     state: dict[str, str]  # digest of every tensor of the last checkpoint, the optimizer's among them
-    names: frozenset[str]  # what lies in the run's folder
+    names: frozenset[str]  # every file and folder, those in checkpoints excepted
 
 
 def facts(root: Path) -> Facts:
@@ -46,8 +47,16 @@ def facts(root: Path) -> Facts:
         steps=steps,
         evaluations={record["n"]: record["metrics"] for record in records if record["kind"] == "evaluation"},
         state={name: record.digest for name, record in manifest.tensors.items()},
-        names=frozenset(path.name for path in root.iterdir()),
+        names=frozenset(names(root)),
     )
+
+
+def names(root: Path) -> Iterator[str]:
+    """Yield the path of all that lies in a run, but of a checkpoint only its folder."""
+    for path in root.rglob("*"):
+        relative = path.relative_to(root)
+        if relative.parts[0] != layout.CHECKPOINTS_FOLDER:
+            yield str(relative)
 
 
 def sums(folder: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from unbroken.store.journal import Journal
 # In this order each is still to come when the one before has struck. Held there, so that each strikes where it should.
 AIMS = [
     Aim("tokenise", count=2, hold=True),
-    Aim("forward", count=8, hold=True),
+    Aim("backward", count=8, hold=True),
     Aim("write", count=13, hold=True, share=0.5),
     Aim("restore", count=2, hold=True),
     Aim("rename", "-", 2, hold=True, share=0.5),

@@ -1,6 +1,6 @@
 """The command `unbroken`, telling over a pipe what it is doing, so that a kill can be aimed and placed exactly.
 
-    python -m tests.crash.victim PIPE AIM EDGE COUNT HOLD -- train CONFIG ...
+    python -m tests.crash.victim PIPE AIM EDGE COUNT HOLD LATER -- train CONFIG ...
 
 The functions that are the phases of a run are wrapped when their modules are imported; what they compute is left
 alone. One line a message, from `main` or `writer` (the thread of a commit):
@@ -10,7 +10,8 @@ alone. One line a message, from `main` or `writer` (the thread of a commit):
     main ! commit/write         this was occurrence COUNT of the EDGE (+ or -) of a phase AIM matches: strike now
     main = step 12              a step that was on no record before is on record now
 
-With HOLD (1 or 0) the thread that wrote `!` waits there to be killed; the other one goes on.
+With HOLD (1 or 0) the thread that wrote `!` waits there to be killed; the other one goes on. With LATER it counts
+from the end of the first commit of this process.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ PHASES: dict[str, dict[str, str]] = {
         "sync_folder": "fsync",
         "rename_new": "rename",
     },
-    "unbroken.store.commit": {"Staging.take": "stage", "digest": "hash", "publish_model": "export"},
+    "unbroken.store.commit": {
+        "Staging.take": "stage",
+        "Snapshot.complete": "stage",
+        "digest": "hash",
+        "publish_model": "export",
+    },
     "unbroken.store.checkpoints": {
         "Checkpoints.restore": "restore",
         "Checkpoints._carry_out": "commit",
@@ -66,6 +72,7 @@ class Teller:
     edge: str
     count: int
     hold: bool
+    later: bool
     paths: dict[str, list[str]] = field(default_factory=lambda: {"main": [], "writer": []})
 
     def enter(self, phase: str) -> None:
@@ -74,7 +81,8 @@ class Teller:
 
     def leave(self) -> None:
         self._say("-")
-        self.paths[thread()].pop()
+        if self.paths[thread()].pop() == "commit":
+            self.later = False
 
     def leave_if_in(self, phase: str) -> None:
         """End a phase that began in another function, if it is the one in progress."""
@@ -87,7 +95,7 @@ class Teller:
     def _say(self, edge: str) -> None:
         name = "/".join(self.paths[thread()])
         os.write(self.pipe, f"{thread()} {edge} {name}\n".encode())
-        if edge == self.edge and self.aim.fullmatch(name):
+        if edge == self.edge and not self.later and self.aim.fullmatch(name):
             self.count -= 1
             if self.count == 0:
                 os.write(self.pipe, f"{thread()} ! {name}\n".encode())
@@ -213,9 +221,9 @@ class Finder(importlib.machinery.PathFinder):
 
 
 def main() -> None:
-    pipe, aim, edge, count, hold, dashes, *arguments = sys.argv[1:]
+    pipe, aim, edge, count, hold, later, dashes, *arguments = sys.argv[1:]
     assert dashes == "--"
-    Finder.teller = Teller(int(pipe), re.compile(aim), edge, int(count), hold == "1")
+    Finder.teller = Teller(int(pipe), re.compile(aim), edge, int(count), hold == "1", later == "1")
     Finder.teller.enter("import")
     sys.meta_path.insert(0, Finder)
     from unbroken.cli.main import main as command

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.models.ragged import Ragged, gather_places
 from unbroken.models.tokenizing import Tokenizer
+from unbroken.store.layout import UNFINISHED_PREFIX
 
 FORMAT = 1
 BLOCK_TEXTS = 4096
@@ -105,7 +106,7 @@ def build(
     folder: Path, texts: Sequence[str], tokenizer: Tokenizer, prompt: str, max_length: int, progress: Progress
 ) -> None:
     """Write the arena of `texts` aside and put it at `folder`, in place of whatever is there."""
-    aside = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    aside = folder.with_name(f"{UNFINISHED_PREFIX}{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     lengths = np.empty(len(texts), dtype=np.int64)

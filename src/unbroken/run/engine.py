@@ -171,7 +171,8 @@ class Engine:
         for text in self.folder.checkpoints.notes:
             self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
-        self.evaluations = Evaluations(self.job, self.folder, self.settings, self.replay, self.report)
+        recorded = before.get("evaluated", self.state.step) if before else -1
+        self.evaluations = Evaluations(self.job, self.folder, self.settings, self.replay, self.report, recorded)
         self._begin_segment(before)
 
     def _begin_segment(self, before: Mapping[str, Any]) -> None:
@@ -243,18 +244,17 @@ class Engine:
         self.cadence.began()
         image = self.state.image()
         self._peak = {key: max(found, self._peak.get(key, 0)) for key, found in peak_bytes(self._device).items()}
-        segment = canonical(
-            {
-                "segment": self.segment,
-                "environment": self.environment,
-                "best": self.state.best,
-                "peak": self._peak,
-            }
-        )
+        segment = {
+            "segment": self.segment,
+            "environment": self.environment,
+            "best": self.state.best,
+            "peak": self._peak,
+            "evaluated": self.evaluations.settled,
+        }
         image = replace(
             image,
             state={**image.state, "last_record": self._last_record},
-            documents={**image.documents, layout.SEGMENT_FILE: segment},
+            documents={**image.documents, layout.SEGMENT_FILE: canonical(segment)},
         )
         mark = self.replay.marks.get(self.state.step) or self.folder.journal.mark()
         best = self.state.best

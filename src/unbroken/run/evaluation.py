@@ -42,12 +42,16 @@ class Choice(Protocol):
 class Evaluations:
     """Evaluates at the start, every `eval_steps` and at the end, keeping one file for each."""
 
-    def __init__(self, job: Job, folder: RunFolder, choice: Choice, replay: Replay, report: Reporter) -> None:
+    def __init__(
+        self, job: Job, folder: RunFolder, choice: Choice, replay: Replay, report: Reporter, recorded: int = -1
+    ) -> None:
+        """Take the replay of the journal after a checkpoint, before which that of step `recorded` stands already."""
         self.job = job
         self.folder = folder
         self.choice = choice
         self.replay = replay
         self.report = report
+        self.recorded = recorded
         self.settled = -1  # the step whose evaluation this segment has seen to
 
     def due(self, step: int) -> bool:
@@ -69,11 +73,12 @@ class Evaluations:
         if not self.due(state.step) or state.step == self.settled:
             return False
         made_of = digest(canonical([self.job.evaluation_id, last_record]))
-        metrics = self._done_before(state.step, made_of)
+        metrics = found = self._done_before(state.step, made_of)
         if metrics is None:
             with undisturbed(self.job, state.step):
                 metrics = self.job.evaluate()
             self._keep(state.step, metrics, made_of)
+        self._record(state.step, metrics, again=found is not None and state.step == self.recorded)
         self.settled = state.step
         self.report(Evaluated(state.step, metrics))
         return self._choose(state, metrics)
@@ -91,12 +96,14 @@ class Evaluations:
     def _keep(self, step: int, metrics: dict[str, float], made_of: str) -> None:
         path = self.path(step)
         files.make_folders(path.parent)
-        values = {name: json_number(value) for name, value in metrics.items()}
-        files.replace_file(path, canonical({"step": step, "metrics": values, "of": made_of}))
-        recorded = self.replay.evaluations.get(step)
-        if recorded is None:
+        files.replace_file(path, canonical({"step": step, "metrics": in_json(metrics), "of": made_of}))
+
+    def _record(self, step: int, metrics: dict[str, float], again: bool) -> None:
+        """Put an evaluation on record, once, also where a process died between its file and its record."""
+        recorded, values = self.replay.evaluations.get(step), in_json(metrics)
+        if recorded is None and not again:
             self.folder.journal.append({"kind": "evaluation", "n": step, "metrics": values})
-        elif recorded != values:
+        elif recorded not in (None, values):
             self.report(Notice(f"the evaluation after step {step} differs from the recorded one"))
 
     def _choose(self, state: State, metrics: dict[str, float]) -> bool:
@@ -112,6 +119,11 @@ class Evaluations:
             return False
         state.best = {"step": state.step, "metric": name, "value": metrics[name]}
         return True
+
+
+def in_json(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Return metrics as a record holds them."""
+    return {name: json_number(value) for name, value in metrics.items()}
 
 
 @contextmanager

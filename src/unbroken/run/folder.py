@@ -34,6 +34,8 @@ class RunFolder:
         self.lock = lock
         self.journal = Journal(root / layout.JOURNAL_FILE)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
+        for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
+            files.sweep(folder, (layout.UNFINISHED_PREFIX,))  # what a killed process was writing
 
     @classmethod
     def create(
@@ -123,10 +125,12 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the run, once a commit under way has ended; what became of it the next start will see."""
-        with suppress(StorageError):
-            self.checkpoints.wait()
-        self.journal.close()
-        self.lock.release()
+        try:
+            with suppress(StorageError):
+                self.checkpoints.wait()
+        finally:
+            self.journal.close()
+            self.lock.release()
 
 
 def move_aside(root: Path) -> Path:

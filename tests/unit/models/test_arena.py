@@ -53,7 +53,7 @@ def test_it_is_built_once(tmp_path: Path, encoder: Reader) -> None:
     again = open_arena(tmp_path, content="c", texts=never, encoder=encoder)
     np.testing.assert_array_equal(again.ids, first.ids)
     assert isinstance(again.ids.base, np.memmap)
-    assert not list(tmp_path.glob("*.tmp-*"))
+    assert not list(tmp_path.glob("*tmp-*"))
 
 
 def test_the_key_is_content_tokenizer_prompt_and_length(tmp_path: Path, encoder: Reader) -> None:
