@@ -129,7 +129,7 @@ def journal_problems(root: Path, most_lost: int | None) -> list[str]:
                 problems.append(f"lost: the commit of step {committed} was acknowledged; {record['step']} was restored")
             case "segment" if most_lost is not None and recorded - record["step"] > most_lost:
                 problems.append(f"lost: {recorded - record['step']} steps were made again, over {most_lost}")
-            case "drift" | "refusal":
+            case "drift" | "refusal" | "failure":
                 problems.append(f"different: {record['kind']} at step {record['n']}: {record['text']}")
         recorded = max(recorded, record["n"]) if record["kind"] == "step" else recorded
     return problems + [f"lost: {text}" for text in damaged]

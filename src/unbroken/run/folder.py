@@ -34,8 +34,6 @@ class RunFolder:
         self.lock = lock
         self.journal = Journal(root / layout.JOURNAL_FILE)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
-        for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
-            files.sweep(folder, (layout.UNFINISHED_PREFIX,))  # what a killed process was writing
 
     @classmethod
     def create(
@@ -79,6 +77,8 @@ class RunFolder:
         document = read_run(root)
         if document is None:
             raise CannotContinueError(f"{root} is no run (it has no {layout.RUN_FILE})")
+        for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
+            files.sweep(folder, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))  # what a killed process was at
         return cls(root, document, lock, keep)
 
     @property
