@@ -152,11 +152,13 @@ class Typical:
     """How long phases take, from runs left alone."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    life: float = 3.0
+    life: float = 3.0  # of a whole process
+    start: float = 0.0  # to the first step
 
     @classmethod
     def of(cls, watched: Watched, life: float) -> Typical:
-        return cls({name: median(times) for name, times in watched.seconds.items()}, life)
+        seconds = {name: median(times) for name, times in watched.seconds.items()}
+        return cls(seconds, life, watched.seconds_to_new_step or 0.0)
 
 
 def start(arguments: list[str], log: Path, aim: Aim | None, typical: Typical, root: Path) -> tuple[int, Any, Watched]:
