@@ -25,7 +25,7 @@ from unbroken.tasks.device import resolve_device
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import NEGATIVE, SCORE, EmbedData
 from unbroken.tasks.embed.job import LOSSES, Encoding, Role, gradients
-from unbroken.tasks.origin import resolve_model
+from unbroken.tasks.embed.task import find_model
 from unbroken.tasks.task import Progress
 
 BLOCK_TEXTS = 4096
@@ -79,7 +79,7 @@ class EmbedCheck:
         """The model, on the CPU; what loading it warned of is in its notes."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EncoderWarning)
-            origin = resolve_model(self.config.model, Path(self.config.output_dir))
+            origin, _ = find_model(self.config, self.run)
             return Encoder.from_pretrained(origin.model, max_length=self.config.max_length)
 
     @property
