@@ -90,7 +90,7 @@ def test_a_longer_run_on_a_constant_rate_shares_the_parents_steps(model: Path, t
     train({**asked, **long}, tmp_path / "long")
     ended = fork(tmp_path / "run", tmp_path / "ended", long)
     assert ended.step == STEPS
-    assert f"up to step {STEPS} it is {tmp_path / 'run'} to the bit" in ended.meaning[-1]
+    assert f"up to step {STEPS} those of {tmp_path / 'run'}" in ended.meaning[-1]
     train(asked, tmp_path / "early", stop_after=9)
     early = fork(f"{tmp_path / 'early'}@9", tmp_path / "fork", long)
     for forked in (ended, early):
@@ -105,7 +105,7 @@ def test_a_changed_schedule_is_another_run(model: Path, tmp_path: Path) -> None:
     train(asked, tmp_path / "whole")
     train(asked, tmp_path / "run", stop_after=9)
     forked = fork(tmp_path / "run", tmp_path / "fork", {"max_steps": 40})
-    assert "it is not the run" in forked.meaning[-1]
+    assert "exact by itself from step 9 on" in forked.meaning[-1]
     carry_on(forked, asked, max_steps=40)
     mine, theirs = records_from(forked.root, 0)[0], records_from(tmp_path / "whole", 9)[0]
     assert mine[:4] == theirs[:4], "the same state and examples give the same loss"

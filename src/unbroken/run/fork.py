@@ -20,7 +20,7 @@ from unbroken.store.checkpoints import Image, Placed, Restored, read_checkpoint
 from unbroken.store.files import DamagedError
 from unbroken.store.lock import RunLock
 from unbroken.store.manifest import ForeignError, read_manifest
-from unbroken.store.run import read_run
+from unbroken.store.run import is_run, read_run
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,8 @@ def parent_of(source: Source, changed: Mapping[str, tuple[Any, Any]]) -> dict[st
 
 def require_new_run(target: Path) -> None:
     """Raise `ConfigError` unless `target` is absent or empty, outside any run, in a place that can be written in."""
+    if is_run(target):
+        raise ConfigError(f"{target} is a run already", next_step="choose a new or an empty folder")
     require_new_folder(target)
     if os.path.isdir(target) and os.listdir(target):
         raise ConfigError(f"{target} is not empty", next_step="choose a new or an empty folder")

@@ -20,17 +20,12 @@ RATE_KEYS = {"learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps
 # Without these, and with equal rates, two runs make the same steps: how many there are is nothing a step knows.
 LENGTH_KEYS = {"max_steps", "num_train_epochs"}
 MOST_COUNTED = 1_000_000  # examples of an epoch, for how many of them come again
-BITS = {
+REMARKS = {
     "threads": "sums are made in another order: the last bits are others",
     "device": "sums are made in another order: the last bits are others",
     "micro_batch_size": "the loss is the same function of the batch, but other chunks round differently and draw other "
     "random numbers for dropout: equal in meaning, not in bits",
     "seed": "every random draw is another one",
-    "load_best_model_at_end": "the finished model is chosen among the evaluations of this run",
-    "metric_for_best_model": "the finished model is chosen among the evaluations of this run",
-    "greater_is_better": "the finished model is chosen among the evaluations of this run",
-    "eval_data": "the finished model is chosen among the evaluations of this run",
-    "eval_steps": "the finished model is chosen among the evaluations of this run",
     "weight_decay": "Adam's moments are kept",
     "adam_beta1": "Adam's moments and their step count are kept, as the old value made them",
     "adam_beta2": "Adam's moments and their step count are kept, as the old value made them",
@@ -61,11 +56,13 @@ def meaning(run: str, step: int, old: Side, new: Side, changed: Mapping[str, tup
         lines.append(_rate(step, old, new))
     if (ORDER_KEYS | {"batch_size", "drop_last"}) & changed.keys():
         lines += _examples(run, step, old.course.plan, new.course.plan, changed)
+    if new.config.load_best_model_at_end:
+        lines.append(f"the finished model is chosen among the evaluations after step {step:,}, or there")
     return [*lines, _exactness(run, step, old.course, new.course, changed)]
 
 
 def _change(key: str, before: Any, after: Any) -> str:
-    remark = BITS.get(key)
+    remark = REMARKS.get(key)
     return f"{key}: {shown(before)} -> {shown(after)}" + (f"; {remark}" if remark else "")
 
 
@@ -132,9 +129,8 @@ def _ids(plan: Plan, epoch: int, end: int, start: int | None = None) -> Any:
 
 def _exactness(run: str, step: int, old: Course, new: Course, changed: Mapping[str, Any]) -> str:
     shared = min(old.total_steps, new.total_steps)
-    same = changed.keys() <= LENGTH_KEYS and all(old.rate(n) == new.rate(n) for n in range(step, shared))
-    if same:
-        return (
-            f"exact: up to step {shared:,} it is {run} to the bit, since no step before depends on the number of steps"
-        )
-    return f"exact by itself from step {step} on; it is not the run that {run} would have been"
+    if changed.keys() <= LENGTH_KEYS and all(old.rate(n) == new.rate(n) for n in range(shared)):
+        return f"exact: the same bits as a run begun with these values, and up to step {shared:,} those of {run}"
+    return (
+        f"exact by itself from step {step:,} on; neither what {run} would have been nor a run begun with these values"
+    )
