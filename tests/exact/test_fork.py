@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.optim import lr_scheduler
 
 from tests.exact.runs import final_state, moments, step_records, train
 from tests.exact.test_best_model import choosing
 from tests.exact.test_embed import STEPS, values
 from tests.tiny import make_model_folder, make_rows
-from unbroken.run.report import Notice
+from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.run.fork import copied, read_source
+from unbroken.run.report import Notice, silent
+from unbroken.run.stop import StopRequest
+from unbroken.store.commit import Staging, write_checkpoint
 from unbroken.store.run import read_run
 from unbroken.tasks.fork import Forked, fork
+from unbroken.tasks.train import Request, carry_out
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +193,6 @@ def test_what_a_fork_records(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_fork_whose_checkpoints_are_gone_does_not_start_over(model: Path, tmp_path: Path) -> None:
-    from unbroken.base.errors import CannotContinueError
-
     asked = on_file(tmp_path, model)
     train(asked, tmp_path / "run", stop_after=9)
     forked = fork(tmp_path / "run", tmp_path / "fork")
@@ -208,9 +213,6 @@ def test_the_base_model_may_be_gone(tmp_path: Path) -> None:
         if without_cache:
             shutil.rmtree(tmp_path / name / "cache")
         told: list[Any] = []
-        from unbroken.run.stop import StopRequest
-        from unbroken.tasks.train import Request, carry_out
-
         request = Request({**asked, "output_dir": str(tmp_path / name)})
         assert carry_out(request, told.append, StopRequest()).finished
         (line,) = [event.text for event in told if isinstance(event, Notice) and "base model" in event.text]
@@ -228,4 +230,62 @@ def test_a_fork_without_the_base_model(tmp_path: Path) -> None:
     shutil.rmtree(base)
     forked = fork(tmp_path / "run", tmp_path / "fork")
     carry_on(forked, asked)
+    assert final_state(forked.root) == final_state(tmp_path / "whole")
+
+
+def test_a_base_model_that_is_gone_too_early_or_is_another(tmp_path: Path) -> None:
+    base = make_model_folder(tmp_path / "base")
+    asked = on_file(tmp_path, base)
+    train(asked, tmp_path / "run", stop_after=9)
+    train(asked, tmp_path / "early", stop_after=1)
+    shutil.rmtree(tmp_path / "early" / "checkpoints")
+    shutil.rmtree(base)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        train(asked, tmp_path / "early")
+    with pytest.raises(ConfigError, match="there is no folder"):
+        train(asked, tmp_path / "new")
+    for path in (tmp_path / "run" / "checkpoints").glob("*/model/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ConfigError, match="there is no folder"):
+        train(asked, tmp_path / "run")
+    make_model_folder(base, seed=1)
+    with pytest.raises(CannotContinueError, match="model: content .* -> content"):
+        train(asked, tmp_path / "run")
+
+
+def test_another_tokenizer_in_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A forged checkpoint: its tokenizer is not the one the run began with, its digests agree."""
+    base = make_model_folder(tmp_path / "base")
+    asked = on_file(tmp_path, base)
+    train(asked, tmp_path / "run", stop_after=9)
+    shutil.rmtree(base)
+    (folder,) = (tmp_path / "run" / "checkpoints").glob("[0-9]*")
+    (document,) = [read_run(tmp_path / "run")]
+    assert document is not None
+    source = read_source(tmp_path / "run", 9)
+    image = copied(source)
+    name = "model/tokenizer.json"
+    forged = dict(image.documents) | {name: image.documents[name].replace(b"river", b"rivet")}
+    shutil.rmtree(folder)
+    snapshot = Staging().take(replace(image, documents=forged), source.restored.mark)
+    write_checkpoint(tmp_path / "run" / "checkpoints", snapshot, document["run_id"], lambda: None)
+    with pytest.raises(CannotContinueError, match="tokenizer: content .* -> content"):
+        train(asked, tmp_path / "run")
+
+
+def test_the_run_of_a_loop_is_copied(model: Path, tmp_path: Path) -> None:
+    from tests.exact.test_loop import Script
+
+    def script() -> Script:
+        return Script(model, schedule=lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 30))
+
+    script().run(tmp_path / "whole")
+    script().run(tmp_path / "run", stop_after=11)
+    with pytest.raises(CannotContinueError, match="the run of a loop of your own, and 'seed' stands in your script"):
+        fork(tmp_path / "run", tmp_path / "fork", {"seed": 3})
+    forked = fork(tmp_path / "run", tmp_path / "fork", report=silent)
+    loop = script().run(tmp_path / "fork")
+    assert loop.ended.finished
+    assert f"forked from {tmp_path / 'run'} at step 11" in loop.ended.proof["verdict"]
+    assert records_from(forked.root, 0) == records_from(tmp_path / "whole", 11)
     assert final_state(forked.root) == final_state(tmp_path / "whole")
