@@ -249,7 +249,7 @@ def test_a_base_model_that_is_gone_too_early_or_is_another(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="there is no folder"):
         train(asked, tmp_path / "run")
     make_model_folder(base, seed=1)
-    with pytest.raises(CannotContinueError, match="model: content .* -> content"):
+    with pytest.raises(CannotContinueError, match=r"model: content .* -> content"):
         train(asked, tmp_path / "run")
 
 
@@ -269,7 +269,7 @@ def test_another_tokenizer_in_the_checkpoint_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(folder)
     snapshot = Staging().take(replace(image, documents=forged), source.restored.mark)
     write_checkpoint(tmp_path / "run" / "checkpoints", snapshot, document["run_id"], lambda: None)
-    with pytest.raises(CannotContinueError, match="tokenizer: content .* -> content"):
+    with pytest.raises(CannotContinueError, match=r"tokenizer: content .* -> content"):
         train(asked, tmp_path / "run")
 
 
