@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unbroken.models.encoder import Encoder
     from unbroken.tasks.embed.config import EmbedConfig
+    from unbroken.tasks.fork import fork
     from unbroken.tasks.loop import Loop
     from unbroken.tasks.train import train
 
 __version__ = "0.1.0"
-__all__ = ["EmbedConfig", "Encoder", "Loop", "__version__", "train"]
+__all__ = ["EmbedConfig", "Encoder", "Loop", "__version__", "fork", "train"]
 
 _HOMES = {
     "EmbedConfig": "unbroken.tasks.embed.config",
     "Encoder": "unbroken.models.encoder",
     "Loop": "unbroken.tasks.loop",
+    "fork": "unbroken.tasks.fork",
     "train": "unbroken.tasks.train",
 }
 

@@ -34,6 +34,7 @@ VERBS = {
         "Look at configuration, data, lengths, memory, disk and time before a run.",
     ),
     "show": ("unbroken.cli.show:show", "List runs, or describe a run or any checkpoint folder."),
+    "fork": ("unbroken.cli.fork:fork", "Begin a new run with the state of another, under a changed configuration."),
     "evaluate": ("unbroken.cli.evaluate:evaluate", "Measure a model on held-out rows."),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),

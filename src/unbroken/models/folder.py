@@ -69,6 +69,10 @@ SETTINGS_FILE = "config_sentence_transformers.json"
 HOW_TO_NAME = "give the path of a model folder, or the name of a model on the hub"
 
 
+class NoModelError(ConfigError):
+    """There is no model where one should be: no folder, and none of that name to be had."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One module of the pipeline: what it is, its folder relative to the model's ("" for the folder itself)."""
@@ -143,7 +147,7 @@ def resolve(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
-        raise ConfigError(
+        raise NoModelError(
             f"no model folder at {name}, and no model of that name could be had from the hub",
             next_step=f"{HOW_TO_NAME} that this machine can reach",
         ) from None
@@ -155,7 +159,7 @@ def read_folder(root: Path) -> Folder:
     Raises `ConfigError` if it is not one, is damaged, or holds a module Unbroken does not know.
     """
     if not root.is_dir():
-        raise ConfigError(f"no model folder at {root}", next_step="give a folder, or the name of a model on the hub")
+        raise NoModelError(f"no model folder at {root}", next_step="give a folder, or the name of a model on the hub")
     if (root / MODULES_FILE).is_file():
         return read_pipeline(root)
     if (root / "config.json").is_file():

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.models.folder import (
     HOW_TO_NAME,
     LENGTH_FILES,
     MODULES_FILE,
     SETTINGS_FILE,
+    NoModelError,
     lower_cases,
     read_folder,
     resolve,
@@ -42,7 +42,7 @@ def weights_bytes(path: str | Path) -> int:
 def weight_paths(folder: Path) -> list[Path]:
     """Return the weight files anywhere in a model folder."""
     if not folder.is_dir():
-        raise ConfigError(f"no model folder at {folder}", next_step=HOW_TO_NAME)
+        raise NoModelError(f"no model folder at {folder}", next_step=HOW_TO_NAME)
     return sorted(folder.rglob("*.safetensors"))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from unbroken.base.config import shown
-from unbroken.base.errors import CannotContinueError
+from unbroken.base.config import parse_yaml, shown
+from unbroken.base.errors import CannotContinueError, ConfigError
 
 Contract = dict[str, Any]
 DIGEST = ".digest"
@@ -24,8 +27,13 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], prefix: s
     return found
 
 
-def require_same(recorded: Contract, asked: Contract, *, run: str, origins: Mapping[str, str]) -> None:
-    """Raise `CannotContinueError` listing every difference, both values, and where the new one came from."""
+def require_same(
+    recorded: Contract, asked: Contract, *, run: str, origins: Mapping[str, str], fork: str | None = None
+) -> None:
+    """Raise `CannotContinueError` listing every difference, both values, and where the new one came from.
+
+    `fork` is the command that begins a new run with the state of this one and the values asked for, if it can.
+    """
     changed = differences(recorded, asked)
     if not changed:
         return
@@ -41,5 +49,25 @@ def require_same(recorded: Contract, asked: Contract, *, run: str, origins: Mapp
     raise CannotContinueError(
         f"{run} was started with another configuration: " + ", ".join(lines),
         why="going on would make neither the one model nor the other",
-        next_step="choose a new output_dir for a new run, or --restart to move this run aside and start over",
+        next_step="choose a new output_dir for a new run, "
+        + (f"`{fork}` for a new run from the state of this one, " if fork else "")
+        + "or --restart to move this run aside and start over",
     )
+
+
+def fork_command(run: str, changes: Mapping[str, Any]) -> str:
+    """Return the command that begins a new run with the state of `run` under changed values, ready to paste.
+
+    NEW is left to choose.
+    """
+    settings = [f"--set {shlex.quote(f'{key}={_as_yaml(value)}')}" for key, value in changes.items()]
+    return " ".join(["unbroken fork", shlex.quote(run), "NEW", *settings])
+
+
+def _as_yaml(value: Any) -> str:
+    """Return a value as `--set` reads it: text bare where that is still the same text."""
+    if isinstance(value, str):
+        with suppress(ConfigError):
+            if value and parse_yaml(value, "") == value:
+                return value
+    return json.dumps(value, ensure_ascii=False)

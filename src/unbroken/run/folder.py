@@ -23,6 +23,7 @@ from unbroken.store.lock import RunLock
 from unbroken.store.run import create_run, is_run, prepare_folder, read_run
 
 ASIDE_PREFIX = "before-restart-"
+FORK = "fork"  # the kind of a parent whose whole state was taken over, and of the journal's first record then
 
 
 class RunFolder:
@@ -98,8 +99,9 @@ class RunFolder:
         return self.journal.marked_records(restored.mark if restored else None)
 
     def has_committed(self) -> bool:
-        """Tell whether the journal knows of any commit."""
-        return any(record["kind"] == "commit" for record in self.journal.records())
+        """Tell whether the run ever had a checkpoint: a fork begins with one, others have it in their journal."""
+        forked = (self.document.get("parent") or {}).get("kind") == FORK
+        return forked or any(record["kind"] == "commit" for record in self.journal.records())
 
     def publish(self, step: int) -> dict[str, str]:
         """Place the model of checkpoint `step` as the run's finished model; return the SHA-256 of its weights."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
 from unbroken.run import resources
+from unbroken.run.contract import fork_command
 from unbroken.store import files, layout
 from unbroken.store.held import is_held
 from unbroken.store.lock import describe, holder
@@ -172,8 +173,8 @@ def require_device_memory(root: Path, device: torch.device) -> None:
 
 def smaller_chunks(root: Path, size: int | None = None) -> str:
     """Return the advice that needs less memory: the same run from here on, in smaller chunks, under another name."""
-    chunk = "N" if size is None else str(size)
-    return f"go on as a new run with smaller chunks: unbroken fork {root} NEW --set micro_batch_size={chunk}"
+    chunk = "N" if size is None else size
+    return f"go on as a new run with smaller chunks: {fork_command(str(root), {'micro_batch_size': chunk})}"
 
 
 def existing_ancestor(path: Path) -> Path:

@@ -183,6 +183,10 @@ class Tally:
     def take(self, record: Mapping[str, Any]) -> None:
         """Take one record."""
         match record["kind"]:
+            case "fork":
+                self.summary.state = "forked"
+                self.summary.total_steps = record["last_step"]
+                self._reach(record["n"])
             case "segment":
                 self._begin(record)
             case "step":

@@ -122,7 +122,9 @@ def check(request: Request, *, time_steps: bool = False, progress: Progress = la
         found.attempt(partial(require_free, stand))
         if stand.state not in ("finished", "running"):
             found.attempt(partial(require_ready, root, config.save_total_limit))
-        found.attempt(lambda: _contract(root, recorded, task.prepare(config, None), config, threads, found, request))
+        found.attempt(
+            lambda: _contract(root, recorded, task.prepare(config, None, root), config, threads, found, request)
+        )
         found.attempt(lambda: _environment(stand, looker.device, threads))
     found.attempt(looker.steps)
     found.attempt(lambda: _memory(looker, free, None if recorded is None else measured_demand(root)))
@@ -192,7 +194,7 @@ def _contract(
     """Compare what was asked for with what the run was started with, and refuse as `train` would."""
     asked = compose_contract(config, prepared, threads, config.device)
     changed = contract.differences(recorded, asked)
-    found.attempt(lambda: check_contract(root, recorded, asked, prepared, request.origins))
+    found.attempt(lambda: check_contract(root, recorded, asked, prepared, config, request.origins))
     values: dict[str, Any] = {
         "rows": asked["data"]["examples"],
         "rows_then": recorded["data"]["examples"],
@@ -208,7 +210,7 @@ def _contract(
             }
             for path, old, new in changed
         }
-    return Section("contract", values)
+    return Section("contract", values, warnings=prepared.notes)
 
 
 def _environment(stand: RunSummary, device: torch.device, threads: int) -> Section | None:

@@ -18,6 +18,7 @@ from unbroken.store import layout
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.task import Prepared
 
+FIXED = ("model", "tokenizer")  # what a run's state fits, and a fork of it keeps
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
@@ -60,18 +61,49 @@ def check_contract(
     recorded: contract.Contract,
     asked: contract.Contract,
     prepared: Prepared,
+    config: TrainingConfig,
     origins: Mapping[str, str],
 ) -> None:
-    """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row."""
+    """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row.
+
+    Where a fork is a way out, its command is given.
+    """
+    fork = fork_for(root, recorded, asked, config)
     if recorded["data"] != asked["data"]:
         source = f" ({origins['train_data']})" if "train_data" in origins else ""
         where = first_changed_row(root, prepared.row_digests)
         raise CannotContinueError(
             f"the training data are not those {root} was started with: "
             f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
-            next_step="put the data back, choose a new output_dir, or --restart to start over",
+            next_step="put the data back, choose a new output_dir, "
+            + (f"`{fork}` for a new run from the state of this one, " if fork else "")
+            + "or --restart to start over",
         )
-    contract.require_same(recorded, asked, run=str(root), origins=origins)
+    contract.require_same(recorded, asked, run=str(root), origins=origins, fork=fork)
+
+
+def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, config: TrainingConfig) -> str | None:
+    """Return the command of the fork that has what was asked for; None where the state would not fit it.
+
+    None also where rows are in memory: no command can name them.
+    """
+    if any(not isinstance(rows, str | None) for rows in (config.train_data, config.eval_data)):
+        return None
+    given = plain_values(config)
+    changes: dict[str, Any] = {}
+    for path, _, new in contract.differences(recorded, asked):
+        group, _, key = path.partition(".")
+        if group in FIXED or (group == "config" and key == "task"):
+            return None
+        if group == "data":
+            changes["train_data"] = given["train_data"]
+            if given.get("columns"):
+                changes["columns"] = given["columns"]
+        elif group == "eval_data":
+            changes["eval_data"] = given["eval_data"]
+        elif key != "order":  # that of this version of unbroken: a fork takes it by itself
+            changes[key] = new
+    return contract.fork_command(str(root), changes)
 
 
 def first_changed_row(root: Path, row_digests: bytes) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.run.contract import fork_command
 
 
 def resolve_device(name: str, run: Path | None = None) -> torch.device:
@@ -28,7 +29,8 @@ def resolve_device(name: str, run: Path | None = None) -> torch.device:
         raise CannotContinueError(
             f"{run} was started on {name}, which is not there; {seen}",
             why="another device makes another model",
-            next_step=f"go on where there is one, or begin a new run with `model: {run}`, or --restart to start over",
+            next_step=f"go on where there is one, or `{fork_command(str(run), {'device': 'cpu'})}` for a new run from "
+            "the state of this one, or --restart to start over",
         )
     raise ConfigError(
         f"device: {name} is not there; {seen}",

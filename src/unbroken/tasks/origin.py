@@ -9,16 +9,22 @@ from typing import Any
 
 from unbroken.base.config import closest
 from unbroken.base.errors import ConfigError
+from unbroken.models.folder import NoModelError
+from unbroken.run.summary import checkpoint_problems
 from unbroken.store import layout
 from unbroken.store.run import read_run
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The folder (or hub id) a model is read from, and the run it came out of, if one did."""
+    """The folder (or hub id) a model is read from, and the run it came out of, if one did.
+
+    `checkpoint` is the step of the run's own checkpoint that stands in for a base model that is gone.
+    """
 
     model: str
     parent: dict[str, Any] | None = None
+    checkpoint: int | None = None
 
 
 def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
@@ -43,6 +49,21 @@ def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
     return Origin(str(folder), {"run": str(run), "run_id": document.get("run_id"), "step": step})
 
 
+def model_in_checkpoint(run: Path, gone: NoModelError) -> Origin:
+    """Return the model in the run's newest checkpoint that verifies, for a run whose base model is gone.
+
+    Only for tasks whose checkpoints hold every tensor of the model. Raises `gone` if there is no such checkpoint.
+    """
+    document = read_run(run) or {}
+    home = run / layout.CHECKPOINTS_FOLDER
+    names = sorted(os.listdir(home), reverse=True) if home.is_dir() else []
+    for name in names:
+        step = layout.step_of(name)
+        if step is not None and not checkpoint_problems(home / name, document.get("run_id")):
+            return Origin(str(home / name / layout.MODEL_FOLDER), checkpoint=step)
+    raise gone
+
+
 def _require_hub_id(model: str, path: Path) -> None:
     """Raise `ConfigError` for what can only be a path, and leads to no folder."""
     if os.path.lexists(path):
@@ -51,7 +72,7 @@ def _require_hub_id(model: str, path: Path) -> None:
         names = sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else []
         near = closest(path.name, names)
         missing = f"there is no folder {model}" if names else f"there is no folder {path.parent}"
-        raise ConfigError(
+        raise NoModelError(
             f"model: {missing}",
             next_step=f"did you mean '{path.with_name(near)}'?" if near else "give the path of a model folder or a run",
         )
@@ -82,6 +103,30 @@ def checkpoint_of(path: Path, run: Path, key: str) -> int | None:
             next_step=f"give {run}, or a folder in {run / layout.CHECKPOINTS_FOLDER}",
         )
     return step
+
+
+def parse_run_at(text: str) -> tuple[Path, int | None]:
+    """Return the run and the step that `RUN`, `RUN@STEP` or the path of a run's checkpoint means; None: no step given.
+
+    Whether the run has a checkpoint of that step is not looked at. Raises `ConfigError` for what is no run, no number
+    of steps, or another place in a run.
+    """
+    path, at, number = Path(text).expanduser(), "", ""
+    if not os.path.lexists(path):  # a folder may have an @ in its name
+        place, at, number = text.rpartition("@")
+        path = Path(place).expanduser() if at else path
+    if at and not (number.isascii() and number.isdigit()):
+        raise ConfigError(f"{text}: '{number}' is no number of steps", next_step=f"write it as {place}@500")
+    run = enclosing_run(path)
+    if run is None:
+        near = closest(path.name, sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else [])
+        missing = f"{path} is no run (it has no {layout.RUN_FILE})" if os.path.lexists(path) else f"there is no {path}"
+        advice = f"did you mean {path.with_name(near)}?" if near and near != path.name else "give the folder of a run"
+        raise ConfigError(missing, next_step=advice)
+    step = checkpoint_of(path, run, "RUN")
+    if at and step is not None:
+        raise ConfigError(f"{text} names a step twice", next_step=f"write {run}@{step} or {run}@{int(number)}")
+    return run, int(number) if at else step
 
 
 def newest_checkpoint(run: Path) -> Path | None:

@@ -24,7 +24,8 @@ class Prepared:
 
     `identity` holds the digests that belong to the contract; `row_digests` 8 bytes a row, little-endian, to name
     the first row that differs later; `weights_bytes` the size of what is trained. `load(cache)` loads the model,
-    raising `ConfigError` if it cannot, and returns what builds the job with its cache in a folder.
+    raising `ConfigError` if it cannot, and returns what builds the job with its cache in a folder. `notes` say what a
+    person should know about where the inputs came from.
     """
 
     identity: dict[str, Any]
@@ -32,6 +33,7 @@ class Prepared:
     weights_bytes: int
     parent: dict[str, Any] | None
     load: Callable[[], Callable[[Path, Progress], Job]]
+    notes: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -39,8 +41,12 @@ class Task(Protocol):
 
     CONFIG: type[TrainingConfig]
 
-    def prepare(self, config: Any, cache: Path | None) -> Prepared:
-        """Read and check the inputs of a run; `cache` is the run's, where it exists already."""
+    def prepare(self, config: Any, cache: Path | None, run: Path | None = None) -> Prepared:
+        """Read and check the inputs of a run; `cache` is the run's, where it exists already.
+
+        `run` is the one whose state will be restored, if any is: where its checkpoints hold the whole model, they
+        stand in for a base model that is gone.
+        """
         ...
 
 

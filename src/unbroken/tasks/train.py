@@ -142,7 +142,8 @@ def look_over(request: Request) -> Start:
     elif document is None:
         require_new_folder(root)
     try:
-        prepared = find_task(config.task).prepare(config, root / layout.CACHE_FOLDER if document else None)
+        task, run = find_task(config.task), root if document else None
+        prepared = task.prepare(config, root / layout.CACHE_FOLDER if run else None, run)
     except (ConfigError, DataError) as failure:
         if document is not None and is_finished(root):
             raise InputsGoneError(root, failure) from failure
@@ -151,7 +152,7 @@ def look_over(request: Request) -> Start:
     threads = resolve_threads(config, recorded)
     if recorded is not None:
         asked = compose_contract(config, prepared, threads, device=config.device)
-        check_contract(root, recorded, asked, prepared, request.origins)
+        check_contract(root, recorded, asked, prepared, config, request.origins)
         if not is_finished(root):
             require_ready(root, config.save_total_limit)
     else:
@@ -203,6 +204,8 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
         if finished is not None:
             report(finished)
             return finished
+        for text in start.prepared.notes:
+            report(Notice(text))
         environment.pin(start.threads)
         require_device_memory(start.root, resolve_device(start.config.device, start.root))
         build = start.prepared.load()

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from unbroken.run.contract import differences
+from unbroken.run.proof import origin
 from unbroken.run.summary import CheckpointSummary, RunSummary, Segment
 from unbroken.store.lock import describe
 from unbroken.views.text import cell, size, table
@@ -62,7 +63,7 @@ def identity(run: RunSummary) -> list[str]:
         "run": run.path,
         "run id": run.run_id,
         "created": run.created,
-        "parent": run.parent,
+        "parent": run.parent if run.parent is None or run.parent.get("kind") != "fork" else origin(run.parent),
         "data": run.data,
         "size": size(run.size_bytes),
     }

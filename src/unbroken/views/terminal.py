@@ -85,7 +85,10 @@ class Terminal:
         self.safe_step = event.step
         self._marks = [(self._began_at, 0)]
         if event.segment == 1:
-            self._say(f"training: {event.last_step:,} steps of {event.batch_size} examples")
+            steps = (
+                f"from step {event.step:,} to {event.last_step:,}," if event.step else f"{event.last_step:,} steps of"
+            )
+            self._say(f"training: {steps} {event.batch_size} examples" + (" each" if event.step else ""))
             return
         ahead = f"; {event.to_replay} steps after it are on record and will be replayed" if event.to_replay else ""
         place = f"restored after step {event.step:,}" if event.step else "no commit yet, begins again"

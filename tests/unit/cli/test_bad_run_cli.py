@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -23,11 +24,20 @@ from tests.unit.cli.bad_input import COMMAND, CONFIG, Desk, listing
 from unbroken.cli.main import run
 from unbroken.store.lock import RunLock
 
-WAYS_OUT = (
-    "; going on would make neither the one model nor the other; "
-    "choose a new output_dir for a new run, or --restart to move this run aside and start over"
+DATA_FORK = "unbroken fork runs/a NEW --set train_data=train.jsonl"
+DATA_WAYS_OUT = (
+    f"; put the data back, choose a new output_dir, `{DATA_FORK}` for a new run from the state of this one, "
+    "or --restart to start over"
 )
-DATA_WAYS_OUT = "; put the data back, choose a new output_dir, or --restart to start over"
+
+
+def ways_out(settings: str | None) -> str:
+    """What follows the differences; with the fork's settings if one is a way out."""
+    fork = f"`unbroken fork runs/a NEW {settings}` for a new run from the state of this one, " if settings else ""
+    return (
+        "; going on would make neither the one model nor the other; "
+        f"choose a new output_dir for a new run, {fork}or --restart to move this run aside and start over"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -47,30 +57,49 @@ def midway(desk: Desk, stopped_run: Path) -> Desk:
     return desk
 
 
-CHANGES: dict[str, tuple[dict[str, Any], str]] = {
-    "batch size": ({"batch_size": 8}, "batch_size: 4 (this run) -> 8 (c.yaml)"),
-    "learning rate": ({"learning_rate": 1e-3}, "learning_rate: 5e-05 (this run) -> 0.001 (c.yaml)"),
+CHANGES: dict[str, tuple[dict[str, Any], str, str | None]] = {
+    "batch size": ({"batch_size": 8}, "batch_size: 4 (this run) -> 8 (c.yaml)", "--set batch_size=8"),
+    "learning rate": (
+        {"learning_rate": 1e-5},
+        "learning_rate: 5e-05 (this run) -> 1e-05 (c.yaml)",
+        "--set learning_rate=1e-05",
+    ),
     "two keys": (
         {"seed": 7, "shuffle": False},
         "shuffle: true (this run) -> false (c.yaml), seed: 42 (this run) -> 7 (c.yaml)",
+        "--set shuffle=false --set seed=7",
     ),
-    "longer": ({"max_steps": 8}, "max_steps: 4 (this run) -> 8 (c.yaml)"),
-    "threads": ({"threads": 2}, "threads: 1 (this run) -> 2 (c.yaml)"),
-    "a prompt": ({"prompts": {"anchor": "q: "}}, "prompts.anchor: null (this run) -> 'q: ' (c.yaml)"),
-    "another model": ({"model": "other"}, "model: content … (this run) -> content … (c.yaml)"),
+    "longer": ({"max_steps": 8}, "max_steps: 4 (this run) -> 8 (c.yaml)", "--set max_steps=8"),
+    "epochs": (
+        {"max_steps": None, "num_train_epochs": 2.0},
+        "num_train_epochs: 3.0 (this run) -> 2.0 (c.yaml), max_steps: 4 (this run) -> null (c.yaml)",
+        "--set num_train_epochs=2.0 --set max_steps=null",
+    ),
+    "threads": ({"threads": 2}, "threads: 1 (this run) -> 2 (c.yaml)", "--set threads=2"),
+    "a prompt": (
+        {"prompts": {"anchor": "q: "}},
+        "prompts.anchor: null (this run) -> 'q: ' (c.yaml)",
+        "--set 'prompts.anchor=\"q: \"'",
+    ),
+    "another model": ({"model": "other"}, "model: content … (this run) -> content … (c.yaml)", None),
 }
 
 
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_changed_configuration(case: str, midway: Desk) -> None:
-    changes, diff = CHANGES[case]
+    changes, diff, settings = CHANGES[case]
     make_model_folder(midway.root / "other", seed=1)
     midway.configure(**changes)
-    midway.refuses(4, f"runs/a was started with another configuration: {diff}{WAYS_OUT}")
+    midway.refuses(4, f"runs/a was started with another configuration: {diff}{ways_out(settings)}")
+    if settings is not None:  # the command, pasted: a run that has what was asked for
+        assert run(["fork", "runs/a", "runs/new", *shlex.split(settings)]) == 0
+        midway.configure(**changes, output_dir="runs/new")
+        assert run(["train", "c.yaml"]) == 0, "the fork is not the run that was asked for"
 
 
 def test_a_change_on_the_command_line(midway: Desk) -> None:
-    line = "runs/a was started with another configuration: batch_size: 4 (this run) -> 5 (--set)" + WAYS_OUT
+    line = "runs/a was started with another configuration: batch_size: 4 (this run) -> 5 (--set)"
+    line += ways_out("--set batch_size=5")
     midway.refuses(4, line, "train", "c.yaml", "--set", "batch_size=5")
     midway.refuses(4, line, "train", "runs/a", "--set", "batch_size=5")
 
@@ -98,7 +127,9 @@ def test_changed_rows(how: str, now: int, row: int, midway: Desk) -> None:
 
 def test_changed_columns(midway: Desk) -> None:
     midway.configure(columns={"anchor": "positive", "positive": "anchor"})
-    midway.refuses(4, "the training data are not those runs/a was started with: …" + DATA_WAYS_OUT)
+    columns = """ --set 'columns={"anchor": "positive", "positive": "anchor"}'"""
+    line = "the training data are not those runs/a was started with: …" + DATA_WAYS_OUT
+    midway.refuses(4, line.replace(DATA_FORK, DATA_FORK + columns))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1, "digest": "00"}'])

@@ -82,7 +82,10 @@ def test_auto_is_what_it_was_when_the_run_began(model: Path, tmp_path: Path, mon
 
 def test_a_device_that_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    with pytest.raises(CannotContinueError, match=r"was started on cuda, which is not there.*model: .*--restart"):
+    with pytest.raises(
+        CannotContinueError,
+        match=r"was started on cuda, which is not there.*unbroken fork .*device=cpu.*--restart",
+    ):
         resolve_device("cuda", tmp_path)
     with pytest.raises(ConfigError, match="device: cuda is not there"):
         resolve_device("cuda")

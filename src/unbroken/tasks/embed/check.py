@@ -17,15 +17,15 @@ from unbroken.base.seeds import chunk_seed, derive
 from unbroken.models.arena import Arena
 from unbroken.models.encoder import Encoder, EncoderWarning
 from unbroken.models.tokenizing import NO_LIMIT
-from unbroken.plan.plan import Plan, steps_for
+from unbroken.plan.plan import Plan
 from unbroken.run.findings import Section
 from unbroken.step.generators import seeded
-from unbroken.step.schedule import warmup
+from unbroken.tasks.course import Course, course_of
 from unbroken.tasks.device import resolve_device
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import NEGATIVE, SCORE, EmbedData
 from unbroken.tasks.embed.job import LOSSES, Encoding, Role, gradients
-from unbroken.tasks.origin import resolve_model
+from unbroken.tasks.embed.task import find_model
 from unbroken.tasks.task import Progress
 
 BLOCK_TEXTS = 4096
@@ -55,15 +55,19 @@ class EmbedCheck:
         return (self.data, self.model, self.lengths, self.duplicates, self.leakage)
 
     @cached_property
+    def course(self) -> Course:
+        """The plan of the run, its steps and its learning rate."""
+        return course_of(self.config, self.train.summary.num_examples)
+
+    @property
     def plan(self) -> Plan:
         """The plan of the run."""
-        config = self.config
-        return Plan(self.train.summary.num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
+        return self.course.plan
 
-    @cached_property
+    @property
     def total_steps(self) -> int:
         """How many steps the run has."""
-        return steps_for(self.plan, self.config.num_train_epochs, self.config.max_steps)
+        return self.course.total_steps
 
     @cached_property
     def device(self) -> torch.device:
@@ -75,7 +79,7 @@ class EmbedCheck:
         """The model, on the CPU; what loading it warned of is in its notes."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EncoderWarning)
-            origin = resolve_model(self.config.model, Path(self.config.output_dir))
+            origin, _ = find_model(self.config, self.run)
             return Encoder.from_pretrained(origin.model, max_length=self.config.max_length)
 
     @property
@@ -186,7 +190,7 @@ class EmbedCheck:
             "steps": self.total_steps,
             "steps_per_epoch": plan.steps_per_epoch,
             "epochs": round(self.total_steps / plan.steps_per_epoch, 3),
-            "warmup_steps": warmup(self.total_steps, config.warmup_steps, config.warmup_ratio),
+            "warmup_steps": self.course.warmup_steps,
             "examples_per_step": config.batch_size,
             "chunks_per_step": -(-config.batch_size // self._chunk_size),
         }

@@ -16,11 +16,10 @@ from torch import Tensor
 from unbroken.models.arena import Arena, open_arena
 from unbroken.models.encoder import Encoder
 from unbroken.models.ragged import Ragged
-from unbroken.plan.plan import Plan, steps_for
 from unbroken.run.job import Job, Phase
 from unbroken.step import losses
 from unbroken.step.gradients import Scope, cached_gradients
-from unbroken.step.schedule import learning_rate, warmup
+from unbroken.tasks.course import course_of
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import NEGATIVE, SCORE, EmbedData
 from unbroken.tasks.embed.evaluation import Evaluation
@@ -93,15 +92,8 @@ def build_job(
 ) -> Job:
     """Return the job of an embedding run over `data`; tokenises into `cache` what is not there yet."""
     summary = data.summary
-    plan = Plan(summary.num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
-    total = steps_for(plan, config.num_train_epochs, config.max_steps)
+    course = course_of(config, summary.num_examples)
     chunk_size = config.micro_batch_size or config.batch_size
-    schedule = learning_rate(
-        config.lr_scheduler_type,
-        config.learning_rate,
-        warmup(total, config.warmup_steps, config.warmup_ratio),
-        total,
-    )
     encoding = Encoding(
         [tokenise(data, role, encoder, config, cache, on_progress) for role in summary.roles if role != SCORE],
         data.array("scores", partial(data.numbers, SCORE)) if SCORE in summary.roles else None,
@@ -114,10 +106,10 @@ def build_job(
         phases=(
             Phase(
                 name="embed",
-                end_step=total,
-                plan=plan,
+                end_step=course.total_steps,
+                plan=course.plan,
                 optimizer=partial(adamw, config=config),
-                learning_rate=schedule,
+                learning_rate=course.rate,
                 max_grad_norm=config.max_grad_norm,
                 draws_per_step=-(-config.batch_size // chunk_size) + 1,
             ),

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unbroken.base.errors import ConfigError, DataError
-from unbroken.models.folder import read_folder, resolve
+from unbroken.models.folder import NoModelError, read_folder, resolve
 from unbroken.models.identity import model_digest, tokenizer_digest, weights_bytes
 from unbroken.plan.plan import Plan
+from unbroken.store.run import read_run
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import SCORE, EmbedData
-from unbroken.tasks.origin import resolve_model
+from unbroken.tasks.origin import Origin, model_in_checkpoint, resolve_model
 from unbroken.tasks.task import Prepared, Progress
 
 if TYPE_CHECKING:
@@ -25,14 +26,12 @@ if TYPE_CHECKING:
 CONFIG = EmbedConfig
 
 
-def prepare(config: EmbedConfig, cache: Path | None) -> Prepared:
+def prepare(config: EmbedConfig, cache: Path | None, run: Path | None = None) -> Prepared:
     """Read the data and fingerprint them and the model; every bad cell and missing file is found here.
 
     Writes nothing and imports no torch. What takes no time is looked at first.
     """
-    origin = resolve_model(config.model, Path(config.output_dir))
-    with reading(config.model):
-        size = require_weights(origin.model)
+    origin, size = find_model(config, run)
     data = EmbedData(config.train_data, config, cache)
     summary = data.summary
     Plan(summary.num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
@@ -40,7 +39,7 @@ def prepare(config: EmbedConfig, cache: Path | None) -> Prepared:
     if eval_data is not None:
         require_measurable(eval_data)
     with reading(config.model):
-        digests = {"model": model_digest(origin.model), "tokenizer": tokenizer_digest(origin.model)}
+        digests = {"model": base_digest(origin, run), "tokenizer": tokenizer_digest(origin.model)}
     if eval_data is not None and config.load_best_model_at_end:  # then it chooses the model
         digests["eval_data"] = eval_data.summary.digest
     return Prepared(
@@ -52,7 +51,39 @@ def prepare(config: EmbedConfig, cache: Path | None) -> Prepared:
         weights_bytes=size,
         parent=origin.parent,
         load=partial(load, config, origin.model, data, eval_data),
+        notes=() if origin.checkpoint is None else (model_gone(config.model, origin.checkpoint),),
     )
+
+
+def find_model(config: EmbedConfig, run: Path | None) -> tuple[Origin, int]:
+    """Return where the model is read from, and the size of its weights; of a `run` to restore, its own if need be.
+
+    An embedding run's checkpoints hold all of the model: every tensor, the tokenizer, every setting.
+    """
+    try:
+        origin = resolve_model(config.model, Path(config.output_dir))
+        with reading(config.model):
+            return origin, require_weights(origin.model)
+    except NoModelError as gone:
+        if run is None:
+            raise
+        origin = model_in_checkpoint(run, gone)
+        with reading(origin.model):
+            return origin, require_weights(origin.model)
+
+
+def base_digest(origin: Origin, run: Path | None) -> str:
+    """Return the digest of the base model; where it is gone, the one recorded: trained weights cannot tell."""
+    if origin.checkpoint is None:
+        return model_digest(origin.model)
+    document = None if run is None else read_run(run)
+    assert document is not None, "a checkpoint stands in for a model only where there is a run"
+    return str(document["contract"]["model"]["digest"])
+
+
+def model_gone(model: str, step: int) -> str:
+    """Say that the run's own checkpoint stands in for its base model."""
+    return f"the base model {model} is gone; the checkpoint of step {step} holds all of it, and is used instead"
 
 
 @contextmanager

@@ -1,0 +1,28 @@
+"""What a configuration makes of a number of rows: which examples each step takes, how many steps, at which rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unbroken.plan.plan import Plan, steps_for
+from unbroken.step.schedule import learning_rate, warmup
+from unbroken.tasks.common import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Course:
+    """The plan of a run, its number of steps, and the learning rate as a function of the step, counted from 0."""
+
+    plan: Plan
+    total_steps: int
+    warmup_steps: int
+    rate: Callable[[int], float]
+
+
+def course_of(config: TrainingConfig, num_examples: int) -> Course:
+    """Return the course of a run of one phase. Raises `DataError` where there is no batch."""
+    plan = Plan(num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
+    total = steps_for(plan, config.num_train_epochs, config.max_steps)
+    rising = warmup(total, config.warmup_steps, config.warmup_ratio)
+    return Course(plan, total, rising, learning_rate(config.lr_scheduler_type, config.learning_rate, rising, total))
