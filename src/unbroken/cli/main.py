@@ -22,8 +22,8 @@ run would have made.
 Results go to stdout, progress and messages to stderr. Every command takes --help (with examples), --json where it
 prints results, and --debug (a traceback instead of one line).
 
-Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed,
-75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
+Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed or runs
+differ, 75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
 """
 
 # Lazily imported: `--help` must not pay for torch, numpy or pydantic.
@@ -35,6 +35,11 @@ VERBS = {
     ),
     "show": ("unbroken.cli.show:show", "List runs, or describe a run or any checkpoint folder."),
     "fork": ("unbroken.cli.fork:fork", "Begin a new run with the state of another, under a changed configuration."),
+    "verify": (
+        "unbroken.cli.verify:verify",
+        "Compare a run's digests, make recorded steps again, and compare them to the bit.",
+    ),
+    "diff": ("unbroken.cli.diff:diff", "Compare two runs or checkpoints: first differing step, tensor, key, version."),
     "evaluate": ("unbroken.cli.evaluate:evaluate", "Measure a model on held-out rows."),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),
