@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 from cyclopts.argument import Argument
@@ -83,7 +84,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def say(text: str) -> None:
     """Print one line on stderr, whatever `text` holds."""
-    print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody listens: the exit code still says it
+        print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
 
 
 def usage(failure: CycloptsError) -> int:
