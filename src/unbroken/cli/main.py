@@ -24,7 +24,8 @@ Results go to stdout, progress and messages to stderr. Every command takes --hel
 prints results, and --debug (a traceback instead of one line).
 
 Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed,
-75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
+75 stopped by a signal or --stop-at after committing, or held by another process (run again), 130 Ctrl-C after
+committing.
 """
 
 # Lazily imported: `--help` must not pay for torch, numpy or pydantic.

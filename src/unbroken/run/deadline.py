@@ -47,7 +47,7 @@ class Deadline:
         now = datetime.now().astimezone()
         seconds = _unix_time(when, now) - now.timestamp()
         if seconds <= 0:
-            ago = f"{-seconds:.0f} seconds" if seconds > -120 else f"{-seconds / 60:.0f} minutes"
+            ago = f"{abs(seconds):.0f} seconds" if seconds > -120 else f"{abs(seconds) / 60:.0f} minutes"
             raise ConfigError(f"stop-at {when} is past, by {ago}", next_step=FORMS)
         return cls(seconds, str(when))
 

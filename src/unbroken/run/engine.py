@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.base.fingerprint import canonical
-from unbroken.base.stopping import StopNow, interruptible
+from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
@@ -162,6 +162,7 @@ class Engine:
         self.stop.deadline.commit_has(MOMENTS_AND_WEIGHTS * sum(p.nbytes for p in self.state.trained.values()))
         with interruptible(self.stop.check):
             restored = self.folder.checkpoints.restore(self.settings.restore_step)
+            poll()
         if restored is None and self.folder.has_committed():
             raise CannotContinueError(
                 f"{self.folder.root} has recorded commits, but its checkpoints are gone",
@@ -297,7 +298,8 @@ class Engine:
             sums = self.folder.publish(best)
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
         else:
-            self._take_canary()
+            if step < self.job.last_step and self.stop.deadline.leaves_a_canary:
+                self._take_canary()
             self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
         self.folder.journal.sync()
         self.ended = Ended(
@@ -314,6 +316,6 @@ class Engine:
 
         After a clean stop nothing is replayed, so without it a changed environment could not be found out.
         """
-        if self.job.gradients is None or not self.stop.deadline.leaves_a_canary:
+        if self.job.gradients is None:
             return
         self.folder.journal.append({"kind": "canary"} | self.steps.foresee())
