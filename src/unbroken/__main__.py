@@ -1,5 +1,5 @@
 """`python -m unbroken`."""
 
-from unbroken.cli.main import main
+from unbroken.cli.start import main
 
 main()

@@ -28,12 +28,15 @@ def records(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
-def test_a_stop_in_the_last_step_still_evaluates_and_chooses(model: Path, tmp_path: Path) -> None:
+def test_a_stop_in_the_last_step_leaves_its_evaluation_to_the_next_start(model: Path, tmp_path: Path) -> None:
     """At this rate the last of six steps is the best, so leaving its evaluation out would publish another model."""
     asked = choosing(model, max_steps=6, eval_steps=3, learning_rate=1e-3)
     train(asked, tmp_path / "whole")
     assert records(tmp_path / "whole", "finish")[0]["best"] == 6, "another step is the best: the test shows nothing"
-    assert train(asked, tmp_path / "stopped", stop_after=6).finished
+    assert not train(asked, tmp_path / "stopped", stop_after=6).finished
+    assert records(tmp_path / "stopped", "commit")[-1]["n"] == 6
+    assert not records(tmp_path / "stopped", "canary"), "there is no next step to foresee"
+    assert train(asked, tmp_path / "stopped").finished
     assert records(tmp_path / "stopped", "finish")[0]["best"] == 6
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 

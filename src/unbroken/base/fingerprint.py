@@ -14,6 +14,8 @@ from typing import Any
 
 import xxhash
 
+from unbroken.base.stopping import poll
+
 BLOCK_BYTES = 1 << 20
 
 
@@ -37,6 +39,7 @@ def digest_blocks(blocks: Iterable[bytes | memoryview]) -> str:
     """Return the digest of the concatenation of `blocks`."""
     state = xxhash.xxh3_128()
     for block in blocks:
+        poll()
         state.update(block)
     return str(state.hexdigest())
 

@@ -6,6 +6,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from cyclopts import App, CycloptsError, MissingArgumentError, UnusedCliTokensError
 from cyclopts.argument import Argument
@@ -23,7 +24,8 @@ Results go to stdout, progress and messages to stderr. Every command takes --hel
 prints results, and --debug (a traceback instead of one line).
 
 Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed or runs
-differ, 75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
+differ, 75 stopped by a signal or --stop-at after committing, or held by another process (run again), 130 Ctrl-C after
+committing.
 """
 
 # Lazily imported: `--help` must not pay for torch, numpy or pydantic.
@@ -89,7 +91,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def say(text: str) -> None:
     """Print one line on stderr, whatever `text` holds."""
-    print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody listens: the exit code still says it
+        print(f"unbroken: {' '.join(text.split())}", file=sys.stderr)
 
 
 def usage(failure: CycloptsError) -> int:

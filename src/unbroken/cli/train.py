@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +21,7 @@ def train(
     ] = None,
     restart: Annotated[bool, Parameter(negative=())] = False,
     accept_drift: Annotated[bool, Parameter(negative=())] = False,
+    stop_at: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Start a run, continue it, or say that it is finished: always the right one of the three.
@@ -28,6 +32,10 @@ def train(
         unbroken train debian.yaml --set batch_size=64 --set output_dir=runs/b64
         unbroken train runs/debian                                  continue a run without its configuration file
         unbroken train debian.yaml --resume_from_checkpoint True    the same as without
+        unbroken train debian.yaml --stop-at +3h50m                 stopped and committed when a job of 4 h ends
+
+    SIGTERM, SIGUSR1 and a closed terminal stop the run after the step in progress, committed (75), Ctrl-C too (130);
+    a second signal ends it at once. SIGUSR2 commits and goes on. Nothing is lost in any case.
 
     Parameters
     ----------
@@ -41,30 +49,56 @@ def train(
         Move a run that stands in output_dir aside and start over.
     accept_drift
         Go on where results no longer repeat to the bit; the run then says from which step on.
+    stop_at
+        Stop in time to have committed by then (75): 17:30, 2026-11-22T17:30, +3h50m, or Unix seconds.
     json
         Print the outcome as one JSON object.
     """
     from unbroken.base.config import merge, parse_overrides
     from unbroken.cli.output import notices, print_json
+    from unbroken.cli.start import stop_request
+    from unbroken.run.deadline import Deadline
     from unbroken.run.report import Notice
-    from unbroken.run.stop import StopRequest
     from unbroken.tasks.train import Request, carry_out
     from unbroken.views.terminal import Terminal
 
+    stop = stop_request()
+    stop.deadline = Deadline.of(stop_at)
     overrides = parse_overrides(set_ or [])
     request = Request.of(
         config, resume_from_checkpoint=resume_from_checkpoint, restart=restart, accept_drift=accept_drift
     )
     request = request.with_values(merge(request.values, overrides), dict.fromkeys(overrides, "--set"))
     terminal = Terminal(sys.stderr)
-    stop = StopRequest()
     with notices(lambda text: terminal(Notice(text))):
         ended = carry_out(request, terminal, stop, terminal.progress)
-    if json:
-        print_json(
-            {"finished": ended.finished, "step": ended.step, "model": ended.model, "reason": ended.reason}
-            | {f"proof.{key}": value for key, value in ended.proof.items()}
-        )
-    elif ended.finished:
-        print(ended.model)
+    if not ended.finished:
+        with suppress(OSError):
+            once = {
+                "--resume_from_checkpoint": resume_from_checkpoint,
+                "--restart": restart,
+                "--accept-drift": accept_drift,
+            }
+            options = {"--stop-at": stop_at if stop_at and stop_at.startswith("+") else None, "--json": json}
+            # Once steps were made, what was to be done once is done; to restart again would lose them.
+            options |= {} if ended.proof else once
+            print(f"run again: {command(config, set_ or [], options)}", file=sys.stderr)
+    with suppress(OSError):  # how the run ended does not hang on who listens
+        if json:
+            print_json(
+                {"finished": ended.finished, "step": ended.step, "model": ended.model, "reason": ended.reason}
+                | {f"proof.{key}": value for key, value in ended.proof.items()}
+            )
+        elif ended.finished:
+            print(ended.model)
     return 0 if ended.finished else stop.exit_code
+
+
+def command(config: Path, overrides: Sequence[str], options: Mapping[str, str | bool | None]) -> str:
+    """Return the command line that trains `config`, with the options that were given."""
+    words = ["unbroken", "train", str(config)]
+    for override in overrides:
+        words += ["--set", override]
+    for name, value in options.items():
+        words += [name] if value is True else [name, value] if value else []
+    return shlex.join(words)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from unbroken.base.fingerprint import canonical, digest, digest_file
+from unbroken.base.stopping import StopNow
 from unbroken.models.ragged import Ragged, gather_places
 from unbroken.models.tokenizing import Tokenizer
 from unbroken.store.layout import UNFINISHED_PREFIX
@@ -105,10 +106,29 @@ def read(folder: Path) -> Arena | None:
 def build(
     folder: Path, texts: Sequence[str], tokenizer: Tokenizer, prompt: str, max_length: int, progress: Progress
 ) -> None:
-    """Write the arena of `texts` aside and put it at `folder`, in place of whatever is there."""
+    """Write the arena of `texts` aside and put it at `folder`, in place of whatever is there; a stop leaves nothing."""
     aside = folder.with_name(f"{UNFINISHED_PREFIX}{folder.name}-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    try:
+        fill(aside, folder.name, texts, tokenizer, prompt, max_length, progress)
+    except StopNow:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def fill(
+    aside: Path,
+    name: str,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_length: int,
+    progress: Progress,
+) -> None:
+    """Write the files of the arena that will be called `name` into the new folder `aside`."""
     lengths = np.empty(len(texts), dtype=np.int64)
     with (aside / IDS_FILE).open("w+b") as file:
         write_header(file, 0)
@@ -121,12 +141,10 @@ def build(
         write_header(file, int(lengths.sum()))
     np.save(aside / OFFSETS_FILE, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
     about = {
-        "digests": {name: digest_file(aside / name) for name in (IDS_FILE, OFFSETS_FILE)},
+        "digests": {file: digest_file(aside / file) for file in (IDS_FILE, OFFSETS_FILE)},
         "prompt_length": tokenizer.prompt_length(prompt),
     }
-    (aside / ABOUT_FILE).write_bytes(canonical(about | {"seal": digest(canonical([folder.name, about]))}))
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    (aside / ABOUT_FILE).write_bytes(canonical(about | {"seal": digest(canonical([name, about]))}))
 
 
 def write_header(file: BinaryIO, count: int) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unbroken.base.stopping import poll
 from unbroken.models.progress import progress
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def encode_texts(
     embeddings = torch.empty(len(distinct), encoder.dimension, device=encoder.device, dtype=encoder.dtype)
     with evaluating(encoder), progress("Encoding", len(distinct), show_progress) as advance:
         for batch in batches:
+            poll()
             embeddings[torch.from_numpy(batch)] = encoder.embed(ragged.select(batch))
             advance(len(batch))
     if truncate_dim is not None:

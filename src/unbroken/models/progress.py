@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 PATIENCE_SECONDS = 2.0
 
@@ -28,13 +28,15 @@ def progress(what: str, total: int, show: bool | None) -> Iterator[Callable[[int
     shown_from = time.monotonic() + (0.0 if show else PATIENCE_SECONDS)
 
     def advance(more: int) -> None:
-        bar.update(task, advance=more)
-        if not bar.live.is_started and time.monotonic() >= shown_from:
-            bar.start()
+        with suppress(OSError):  # a terminal that was closed stops no work
+            bar.update(task, advance=more)
+            if not bar.live.is_started and time.monotonic() >= shown_from:
+                bar.start()
 
     try:
         if show:
             bar.start()
         yield advance
     finally:
-        bar.stop()
+        with suppress(OSError):
+            bar.stop()

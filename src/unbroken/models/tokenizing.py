@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.stopping import poll
 from unbroken.models.folder import Folder, lower_cases, tokenizer_files
 from unbroken.models.identity import tokenizer_digest_of
 from unbroken.models.ragged import Ragged
@@ -20,6 +21,8 @@ from unbroken.models.ragged import Ragged
 VOCABULARIES = ("vocab.txt", "vocab.json", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 # More than any model takes: tokenizer configurations say 1e30 where they mean "no limit".
 NO_LIMIT = 1 << 30
+# The library cannot be interrupted: a second at most for long documents. Measured to be no slower than 4096.
+TEXTS_AT_ONCE = 256
 
 
 class Tokenizer:
@@ -46,7 +49,10 @@ class Tokenizer:
         """Return the ids of `prompt + text` for each text, int32."""
         self._truncate(max_length or self.max_length)
         rows = [prompt + text for text in texts] if prompt else list(texts)
-        encodings = self._backend.encode_batch_fast(rows)
+        encodings = []
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            poll()
+            encodings += self._backend.encode_batch_fast(rows[start : start + TEXTS_AT_ONCE])
         lengths = np.fromiter((len(encoding) for encoding in encodings), dtype=np.int64, count=len(encodings))
         tokens = chain.from_iterable(encoding.ids for encoding in encodings)
         ids = np.fromiter(tokens, dtype=np.int32, count=int(lengths.sum()))

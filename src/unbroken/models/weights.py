@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.stopping import poll
 from unbroken.models.folder import INDEX_FILE, WEIGHTS_FILE, Part
 
 ALIGNMENT_BYTES = 64
@@ -84,6 +85,7 @@ def owned(tensor: Tensor) -> Tensor:
     A tensor mapped from a file lies wherever the header's length puts it, and matrix products differ in the last
     bits with the address modulo 64; torch's own allocations are aligned.
     """
+    poll()
     copy = torch.empty(tensor.shape, dtype=tensor.dtype)
     copy.copy_(tensor)
     assert copy.data_ptr() % ALIGNMENT_BYTES == 0, "torch gave unaligned storage"

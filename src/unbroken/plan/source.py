@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from unbroken.base.config import closest
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest, short_digest
+from unbroken.base.stopping import poll
 
 KINDS = ".jsonl, .json, .csv or .tsv (also with .gz), or .parquet"
 BLOCK_BYTES = 1 << 20
+POLL_ROWS = 1024  # rows between two questions whether to stop
 LONGEST_FIELD = 2**31 - 1  # csv refuses fields above 131,072 characters unless told otherwise; documents are longer
 CORRECT = "correct it or remove the row"
 
@@ -103,6 +105,8 @@ class Table:
         """
         digests = np.empty(self.num_rows, dtype=np.uint64)
         for row, cells in enumerate(zip(*map(self.cells, columns), strict=True)):
+            if not row % POLL_ROWS:
+                poll()
             try:
                 digests[row] = short_digest(canonical(list(cells)))
             except (TypeError, ValueError) as failure:
@@ -226,6 +230,8 @@ def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
     try:
         with _open(path) as file:
             for number, line in enumerate(file, 1):
+                if not number % POLL_ROWS:
+                    poll()
                 yield number, line.decode("utf-8" if number > 1 else "utf-8-sig")
     except UnicodeDecodeError as failure:
         byte = failure.object[failure.start]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.base.fingerprint import canonical
+from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
@@ -39,6 +40,8 @@ from unbroken.run.state import State
 from unbroken.run.stepping import Steps
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
+
+MOMENTS_AND_WEIGHTS = 3
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,15 @@ class Engine:
             if self.settings.commit_first and self.state.step == 0:
                 self._commit()
                 self._poll(wait=True)  # a step recorded before it is durable could not be made again
-            self.evaluations.settle(self.state, self._last_record)
-            while self.state.step < self.job.last_step and not self.stop.requested:
-                number = self.state.step
+            self._settle()
+            while self.state.step < self.job.last_step and not self.stop.before_step():
+                number, began = self.state.step, self.stop.deadline.clock()
                 self._draw = self.steps.draw()
                 with self.steps.scope(0):
                     yield self.job.encode(self._draw.ids, self._draw.epoch)
                 if self.state.step != number + 1:
                     raise ConfigError("the loop body ended without loop.step(loss)", why="no step was made")
+                self.stop.deadline.step_took(self.stop.deadline.clock() - began)
                 self._after_step()
             self._end()
 
@@ -155,7 +159,10 @@ class Engine:
     def _begin(self) -> None:
         """Restore the newest good checkpoint, if any, and note the beginning of a segment."""
         self.steps = Steps(self.job)
-        restored = self.folder.checkpoints.restore(self.settings.restore_step)
+        self.stop.deadline.commit_has(MOMENTS_AND_WEIGHTS * sum(p.nbytes for p in self.state.trained.values()))
+        with interruptible(self.stop.check):
+            restored = self.folder.checkpoints.restore(self.settings.restore_step)
+            poll()
         if restored is None and self.folder.has_committed():
             raise CannotContinueError(
                 f"{self.folder.root} has recorded commits, but its checkpoints are gone",
@@ -172,7 +179,9 @@ class Engine:
             self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
         recorded = before.get("evaluated", self.state.step) if before else -1
-        self.evaluations = Evaluations(self.job, self.folder, self.settings, self.replay, self.report, recorded)
+        self.evaluations = Evaluations(
+            self.job, self.folder, self.settings, self.replay, self.report, recorded, self.stop.check
+        )
         self._begin_segment(before)
 
     def _begin_segment(self, before: Mapping[str, Any]) -> None:
@@ -230,13 +239,23 @@ class Engine:
         """Evaluate and commit where due. A stop commits first: the grace time may be short."""
         step = self.state.step
         self._poll()
-        chosen = not self.stop.requested and self.evaluations.settle(self.state, self._last_record)
+        chosen, wanted = self._settle(), self.stop.take_commit()
         index, phase = self.job.phase_at(step)
         boundary = step == self.job.first_step(index) or step == self.job.last_step
         if self.cadence.strategy == "epoch" and not boundary:
             boundary = phase.plan.draw(step - self.job.first_step(index)).epoch != self._draw.epoch
-        if self.cadence.due(step) or boundary or chosen or self.stop.requested:
+        if self.cadence.due(step) or boundary or chosen or wanted or self.stop.requested:
             self._commit()
+
+    def _settle(self) -> bool:
+        """See to the evaluation due now, unless a stop was asked for; True if it is the best so far.
+
+        One that a stop interrupts leaves nothing behind: the next segment makes it, of the same state.
+        """
+        try:
+            return self.evaluations.settle(self.state, self._last_record)
+        except StopNow:
+            return False
 
     def _commit(self) -> None:
         if self.state.step == self._committed:
@@ -266,22 +285,23 @@ class Engine:
         for done in checkpoints.wait() if wait else checkpoints.poll():
             self.folder.journal.append({"kind": "commit", "n": done.step})
             self.cadence.finished(done.snapshot_seconds + done.write_seconds)
+            self.stop.deadline.commit_took(done.snapshot_seconds + done.write_seconds)
             self.report(Committed(done.step, done.snapshot_seconds, done.write_seconds))
             for text in done.notes:
                 self.report(Notice(text))
 
     def _end(self) -> None:
         step = self.state.step
-        finished = step == self.job.last_step
         self._commit()
         self._poll(wait=True)
+        finished = step == self.job.last_step and (self._settle() or not self.evaluations.missing(step))
         if finished:
-            self.evaluations.settle(self.state, self._last_record)  # a stop in the last step left it out
             best = self.state.best["step"] if self.state.best else step
             sums = self.folder.publish(best)
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
         else:
-            self._take_canary()
+            if step < self.job.last_step and self.stop.deadline.leaves_a_canary:
+                self._take_canary()
             self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
         self.folder.journal.sync()
         self.ended = Ended(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import torch
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, json_number
 from unbroken.base.seeds import chunk_seed, derive
+from unbroken.base.stopping import interruptible, poll
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
 from unbroken.run.replay import Replay
@@ -43,15 +44,26 @@ class Evaluations:
     """Evaluates at the start, every `eval_steps` and at the end, keeping one file for each."""
 
     def __init__(
-        self, job: Job, folder: RunFolder, choice: Choice, replay: Replay, report: Reporter, recorded: int = -1
+        self,
+        job: Job,
+        folder: RunFolder,
+        choice: Choice,
+        replay: Replay,
+        report: Reporter,
+        recorded: int = -1,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take the replay of the journal after a checkpoint, before which that of step `recorded` stands already."""
+        """Take the replay of the journal after a checkpoint, before which that of step `recorded` stands already.
+
+        `check` raises `StopNow` when an evaluation in progress is to be left.
+        """
         self.job = job
         self.folder = folder
         self.choice = choice
         self.replay = replay
         self.report = report
         self.recorded = recorded
+        self.check = check
         self.settled = -1  # the step whose evaluation this segment has seen to
 
     def due(self, step: int) -> bool:
@@ -61,6 +73,10 @@ class Evaluations:
             step in (0, self.job.last_step) or (every is not None and step % every == 0)
         )
 
+    def missing(self, step: int) -> bool:
+        """Tell whether the evaluation of the state after `step` steps is due and was not seen to."""
+        return self.due(step) and step != self.settled
+
     def path(self, step: int) -> Path:
         """Return the file that keeps the evaluation after `step` finished steps."""
         return self.folder.root / layout.EVAL_FOLDER / f"{layout.checkpoint_name(step)}.json"
@@ -69,13 +85,15 @@ class Evaluations:
         """Make sure the evaluation due now is done; True if it is the best so far and its state must be kept.
 
         An evaluation belongs to the step that `last_record` describes: one made before results drifted is not used.
+        Raises `StopNow`, with nothing kept, if a stop is asked for before it is made.
         """
-        if not self.due(state.step) or state.step == self.settled:
+        if not self.missing(state.step):
             return False
         made_of = digest(canonical([self.job.evaluation_id, last_record]))
         metrics = found = self._done_before(state.step, made_of)
         if metrics is None:
-            with undisturbed(self.job, state.step):
+            with interruptible(self.check), undisturbed(self.job, state.step):
+                poll()
                 metrics = self.job.evaluate()
             self._keep(state.step, metrics, made_of)
         self._record(state.step, metrics, again=found is not None and state.step == self.recorded)

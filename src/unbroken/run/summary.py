@@ -76,6 +76,7 @@ class RunSummary:
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     proof: dict[str, Any] = field(default_factory=dict)
     held_by: dict[str, Any] | None = None
+    stopped_in_set_up: str | None = None
     resume: str | None = None
     problems: list[str] = field(default_factory=list)
 
@@ -199,6 +200,8 @@ class Tally:
                     self.summary.segments[-1].replayed += record["count"]
             case "evaluation":
                 self.summary.evaluations[record["n"]] = record["metrics"]
+            case "stop" if record.get("in_set_up"):
+                self.summary.stopped_in_set_up = record["reason"]
             case "stop":
                 self._end(record["n"], f"stopped: {record['reason']}")
             case "refusal":
@@ -210,7 +213,7 @@ class Tally:
                 self.summary.total_steps = record["n"]
 
     def _begin(self, record: Mapping[str, Any]) -> None:
-        step = record["step"]
+        step, self.summary.stopped_in_set_up = record["step"], None
         self.summary.total_steps = record.get("last_step", self.summary.total_steps)
         self.summary.segments.append(
             Segment(

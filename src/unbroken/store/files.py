@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from unbroken.base.errors import CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest_blocks
+from unbroken.base.stopping import poll
 from unbroken.store.layout import TRASH_PREFIX, UNFINISHED_PREFIX
 
 BLOCK_BYTES = 4 << 20  # hashing and writing release the interpreter lock once per block
@@ -291,6 +292,7 @@ def read_into(handle: int, target: memoryview, path: Path) -> Iterator[memoryvie
     """
     filled = 0
     while filled < len(target):
+        poll()
         piece = target[filled : filled + BLOCK_BYTES]
         with reading(path):
             count = os.readv(handle, [piece])

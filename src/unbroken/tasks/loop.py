@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
+from unbroken.run.deadline import Deadline
 from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside
 from unbroken.run.job import Job, Phase
 from unbroken.run.preflight import require_new_folder, require_space
-from unbroken.run.report import Ended, Notice, Reporter, plain
+from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
+from unbroken.run.stop import StopRequest
 from unbroken.store import layout
 from unbroken.store.run import read_run
 from unbroken.tasks.loop_contract import describe, require_scheduler_held, require_unchanged
@@ -43,9 +46,10 @@ class Loop:
 
     Started again after any interruption, the loop goes on from its last commit and ends with the bits it would have
     ended with; started again when finished, it puts the finished tensors into `modules` and yields nothing.
-    SIGTERM and Ctrl-C finish the step, commit, and end the process (75, 130), so that what follows the loop only ever
-    sees a finished run. `loop.stop()` commits and leaves the loop; `break` or an exception leaves it without a commit:
-    the steps since the last one are made again, and compared, by the next start.
+    SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C finish the step, commit, and end the process (75; Ctrl-C: 130), and `stop_at`
+    (as of `unbroken.train`) does so in time: what follows the loop only ever sees a finished run. `loop.stop()` commits
+    and leaves the loop; `break` or an exception leaves it without a commit: the steps since the last one are made
+    again, and compared, by the next start.
 
     `modules` name everything training changes: modules, loss and bare parameters. `data` is what has a length and
     rows by number (list, datasets.Dataset, map-style torch dataset); its rows are fingerprinted, or give
@@ -94,9 +98,12 @@ class Loop:
         threads: int | None = None,
         restart: bool = False,
         accept_drift: bool = False,
+        stop_at: str | float | datetime | None = None,
         report: Reporter = plain,
     ) -> None:
+        report = unfailing(report)
         self._root, self._keep, self._report = Path(output_dir), save_total_limit, report
+        self._deadline = Deadline.of(stop_at)
         self._optimizer, self._extras = optimizer, dict(extras or {})
         require_rows(data)
         require_scheduler_held(optimizer, self._extras, own_rate=learning_rate is not None)
@@ -129,11 +136,13 @@ class Loop:
         """Yield the batch of every step that is still to do; `step(loss)` must follow each.
 
         The run is held, and its state put into modules, optimizer and extras, from the first batch to the end of the
-        loop. After a stop by a signal this ends the process with `SystemExit`.
+        loop. After a stop by a signal or `stop_at` this ends the process with `SystemExit`.
         """
         folder = self._open()
         try:
-            engine = self._engine = Engine(self._job, folder, self._settings(), self._report)
+            engine = self._engine = Engine(
+                self._job, folder, self._settings(), self._report, StopRequest(self._deadline)
+            )
             finished = folder.finished()
             if finished is not None:
                 engine.load(finished.step)
@@ -150,7 +159,7 @@ class Loop:
             raise
         finally:
             folder.close()
-        if engine.stop.signal is not None and not engine.ended.finished:
+        if engine.stop.exit_code and not engine.ended.finished:
             sys.exit(engine.stop.exit_code)
 
     def step(self, loss: Tensor | float) -> float:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unbroken.base.errors import DataError
+from unbroken.base.stopping import poll
 from unbroken.tasks.similarity import Vectors, as_float32
 
 Similarity = Literal["cosine", "dot"]
@@ -77,6 +78,7 @@ def nearest(queries_QD: Vectors, corpus_ND: Vectors, k: int, similarity: Similar
     best_scores_QK = queries_QD.new_empty(len(queries_QD), 0)
     best_rows_QK = torch.empty(len(queries_QD), 0, dtype=torch.int64, device=queries_QD.device)
     for start in range(0, len(corpus_ND), DOCUMENTS_AT_ONCE):
+        poll()
         documents_TD = _comparable(corpus_ND[start : start + DOCUMENTS_AT_ONCE], similarity)
         scores_QK, rows_QK = _best(queries_QD @ documents_TD.T, k)
         # Earlier tiles hold lower rows and come first, so a stable sort keeps ties in order of row.

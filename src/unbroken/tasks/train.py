@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbroken.base.config import Config, closest, load_yaml
 from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenError
+from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run.cadence import Cadence
+from unbroken.run.deadline import Deadline
 from unbroken.run.preflight import (
     require_device_memory,
     require_new_folder,
@@ -19,7 +23,7 @@ from unbroken.run.preflight import (
     require_space,
     require_writable,
 )
-from unbroken.run.report import Ended, Notice, Reporter, plain
+from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
 from unbroken.store.journal import read_last
@@ -74,6 +78,7 @@ def train(
     resume_from_checkpoint: bool | str | None = None,
     restart: bool = False,
     accept_drift: bool = False,
+    stop_at: str | float | datetime | None = None,
     report: Reporter = plain,
 ) -> Ended:
     """Carry the run that `config` describes to its end and return how it ended.
@@ -82,6 +87,8 @@ def train(
     an `EmbedConfig` (or another task's), a mapping, a YAML file, or the folder of a run. `resume_from_checkpoint`
     may be True, the run, its checkpoints folder, or one checkpoint; it is never needed. `restart` moves a run that
     stands in the way aside; `accept_drift` goes on where results no longer repeat to the bit.
+    `stop_at` (`17:30`, `2026-11-22T17:30`, `+3h50m`, Unix seconds, a `datetime`) stops in time to have committed by
+    then. After a stop by it or by a signal `Ended.finished` is false. Signal handlers are as before the call.
 
     Raises `ConfigError`, `DataError`, `CannotContinueError`, `BusyError`, `TrainingError` or `StorageError`; what was
     committed before stands.
@@ -89,7 +96,7 @@ def train(
     request = Request.of(
         config, resume_from_checkpoint=resume_from_checkpoint, restart=restart, accept_drift=accept_drift
     )
-    return carry_out(request, report, StopRequest())
+    return carry_out(request, report, StopRequest(Deadline.of(stop_at)))
 
 
 class InputsGoneError(ConfigError):
@@ -116,15 +123,36 @@ class Start:
 
 
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
-    """Do what `train` promises for a request; nothing is written before all of it is known to hold."""
+    """Do what `train` promises for a request; nothing is written before all of it is known to hold.
+
+    A stop before the first step leaves what is in progress; one later finishes the step and commits.
+    """
+    report = unfailing(report)
     with stop.listening():
         try:
-            start = look_over(request)
+            with interruptible(stop.check):
+                poll()
+                start = look_over(request)
+            if start.document is None:
+                return _begin(start, request, report, stop, progress)
+            return _continue(start, request, report, stop, progress)
         except InputsGoneError as gone:
             return _finished_without_inputs(gone, report)
-        if start.document is None:
-            return _begin(start, request, report, stop, progress)
-        return _continue(start, request, report, stop, progress)
+        except StopNow:
+            report(Notice(f"stopped before the first step ({stop.reason}); nothing is lost"))
+            return Ended(0, finished=False, reason=stop.reason, model="")
+
+
+@contextmanager
+def _set_up(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
+    """Journal a stop that comes before this process has begun a segment of the run it holds."""
+    try:
+        yield
+    except StopNow:
+        step = max(folder.checkpoints.steps(), default=0)
+        folder.journal.append({"kind": "stop", "n": step, "reason": stop.reason, "in_set_up": True})
+        folder.journal.sync()
+        raise
 
 
 def look_over(request: Request) -> Start:
@@ -167,11 +195,12 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
     from unbroken.tasks.device import resolve_device
 
     config, prepared = start.config, start.prepared
-    environment.pin(start.threads)
-    build = prepared.load()
-    device = str(resolve_device(config.device))
-    if stop.requested:
-        return Ended(0, finished=False, reason=stop.reason, model="")
+    with interruptible(stop.check):
+        poll()
+        environment.pin(start.threads)
+        build = prepared.load()
+        device = str(resolve_device(config.device))
+        poll()
     if request.restart and is_run(start.root):
         report(Notice(f"moved the earlier run to {move_aside(start.root)}"))
     folder = RunFolder.create(
@@ -208,7 +237,9 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
             report(Notice(text))
         environment.pin(start.threads)
         require_device_memory(start.root, resolve_device(start.config.device, start.root))
-        build = start.prepared.load()
+        with _set_up(folder, stop), interruptible(stop.check):
+            poll()
+            build = start.prepared.load()
         return _train(build, folder, settings(start.config, request, start.step), report, stop, progress)
     finally:
         folder.close()
@@ -241,8 +272,12 @@ def _train(
     from unbroken.run.engine import train as run_job
     from unbroken.tasks.exhausted import explained
 
-    with explained(folder):
-        return run_job(build(folder.cache, progress), folder, how, report, stop)
+    with explained(folder), _set_up(folder, stop):
+        with interruptible(stop.check):
+            poll()
+            job = build(folder.cache, progress)
+            poll()
+        return run_job(job, folder, how, report, stop)
 
 
 def resolve_config(request: Request, document: Mapping[str, Any] | None) -> TrainingConfig:

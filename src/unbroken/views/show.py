@@ -77,6 +77,8 @@ def stand(run: RunSummary) -> list[str]:
     lines = [f"{run.state}: step {of(run.step, run.total_steps)}"]
     if run.metric:
         lines.append(f"{run.metric}: best {cell('', run.best_metric)}, last {cell('', run.last_metric)}")
+    if run.stopped_in_set_up:
+        lines.append(f"the last start was stopped before its first step: {run.stopped_in_set_up}")
     if run.held_by is not None:
         lines.append(f"held by {describe(run.held_by or None)}")
     if run.checkpoints:
