@@ -84,6 +84,30 @@ def checkpoint_of(path: Path, run: Path, key: str) -> int | None:
     return step
 
 
+def parse_run_at(text: str) -> tuple[Path, int | None]:
+    """Return the run and the step that `RUN`, `RUN@STEP` or the path of a run's checkpoint means; None: no step given.
+
+    Whether the run has a checkpoint of that step is not looked at. Raises `ConfigError` for what is no run, no number
+    of steps, or another place in a run.
+    """
+    path, at, number = Path(text).expanduser(), "", ""
+    if not os.path.lexists(path):  # a folder may have an @ in its name
+        place, at, number = text.rpartition("@")
+        path = Path(place).expanduser() if at else path
+    if at and not (number.isascii() and number.isdigit()):
+        raise ConfigError(f"{text}: '{number}' is no number of steps", next_step=f"write it as {place}@500")
+    run = enclosing_run(path)
+    if run is None:
+        near = closest(path.name, sorted(os.listdir(path.parent)) if os.path.isdir(path.parent) else [])
+        missing = f"{path} is no run (it has no {layout.RUN_FILE})" if os.path.lexists(path) else f"there is no {path}"
+        advice = f"did you mean {path.with_name(near)}?" if near and near != path.name else "give the folder of a run"
+        raise ConfigError(missing, next_step=advice)
+    step = checkpoint_of(path, run, "RUN")
+    if at and step is not None:
+        raise ConfigError(f"{text} names a step twice", next_step=f"write {run}@{step} or {run}@{int(number)}")
+    return run, int(number) if at else step
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """Return the run's checkpoint folder with the highest step that has a manifest; its content is not verified."""
     folder = run / layout.CHECKPOINTS_FOLDER

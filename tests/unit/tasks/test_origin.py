@@ -8,7 +8,7 @@ import pytest
 
 from unbroken.base.errors import ConfigError
 from unbroken.store.run import create_run
-from unbroken.tasks.origin import resolve_model
+from unbroken.tasks.origin import parse_run_at, resolve_model
 from unbroken.tasks.train import step_asked_for
 
 CHECKPOINT = "checkpoints/00000002"
@@ -75,3 +75,47 @@ def test_an_unfinished_run_has_the_model_of_its_newest_checkpoint(run: Path) -> 
     assert Path(origin.model) == run / "checkpoints/00000004/model"
     assert origin.parent is not None
     assert origin.parent["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("inside", "step"),
+    [
+        ("", None),
+        ("@2", 2),
+        ("@00000002", 2),
+        ("@0", 0),
+        ("/", None),
+        ("/@4", 4),
+        ("/checkpoints@4", 4),
+        (f"/{CHECKPOINT}", 2),
+        (f"/{CHECKPOINT}/model", 2),
+    ],
+)
+def test_a_run_at_a_step(run: Path, inside: str, step: int | None) -> None:
+    found, at = parse_run_at(f"{run}{inside}")
+    assert (found.resolve(), at) == (run.resolve(), step)
+
+
+def test_a_run_with_an_at_in_its_name(run: Path) -> None:
+    renamed = run.rename(run.with_name("first@2"))
+    assert parse_run_at(str(renamed)) == (renamed, None)
+    assert parse_run_at(f"{renamed}@2") == (renamed, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{run}@", "'' is no number of steps; write it as .*@500"),
+        ("{run}@-1", "'-1' is no number of steps"),
+        ("{run}@two", "'two' is no number of steps"),
+        ("{run}x", "there is no .*; did you mean .*{name}?"),
+        ("{run}x@2", "there is no .*; did you mean .*{name}?"),
+        ("{run}/..", "is no run .it has no run.json."),
+        ("{run}/cache", "neither the run .* nor one of its checkpoints"),
+        ("{run}/checkpoints/00000002@4", "names a step twice; write .*@2 or .*@4"),
+        ("", "is no run"),
+    ],
+)
+def test_what_is_no_run_at_a_step(text: str, line: str, run: Path) -> None:
+    with pytest.raises(ConfigError, match=line.format(name=run.name)):
+        parse_run_at(text.format(run=run))
