@@ -34,6 +34,11 @@ VERBS = {
         "Look at configuration, data, lengths, memory, disk and time before a run.",
     ),
     "show": ("unbroken.cli.show:show", "List runs, or describe a run or any checkpoint folder."),
+    "verify": (
+        "unbroken.cli.verify:verify",
+        "Compare a run's digests, make recorded steps again, and compare them to the bit.",
+    ),
+    "diff": ("unbroken.cli.diff:diff", "Compare two runs or checkpoints: first differing step, tensor, key, version."),
     "evaluate": ("unbroken.cli.evaluate:evaluate", "Measure a model on held-out rows."),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),

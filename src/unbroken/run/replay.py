@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unbroken.base.errors import CannotContinueError
@@ -68,11 +68,16 @@ class Replay:
         earlier = self.recorded.get(number) or self.canary.get(number)
         if earlier is None:
             return False
-        for key, cause in CAUSES.items():
-            if key in earlier and earlier[key] != record[key]:
-                raise difference(number, key, earlier[key], record[key], cause)
+        key = first_difference(earlier, record)
+        if key:
+            raise difference(number, key, earlier[key], record[key], CAUSES[key])
         self.compared.append(number)
         return number in self.recorded
+
+
+def first_difference(recorded: Mapping[str, Any], computed: Mapping[str, Any]) -> str:
+    """Return which value of a step is the first to differ between two records of it; empty if none is."""
+    return next((key for key in CAUSES if key in recorded and recorded[key] != computed[key]), "")
 
 
 def difference(number: int, key: str, recorded: Any, computed: Any, cause: str) -> CannotContinueError:

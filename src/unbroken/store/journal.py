@@ -87,7 +87,12 @@ def read_records(path: Path, damaged: list[str] | None = None) -> Iterator[dict[
 
     Damaged lines are skipped and named in `damaged`; an unfinished last line is no record yet and is ignored.
     """
-    return (record for record, _ in _walk(path, START, [] if damaged is None else damaged))
+    return (record for record, _ in read_marked(path, damaged))
+
+
+def read_marked(path: Path, damaged: list[str] | None = None) -> Iterator[tuple[dict[str, Any], Mark]]:
+    """Yield every record as `read_records` does, each with the mark that follows it."""
+    return _walk(path, START, [] if damaged is None else damaged)
 
 
 def read_last(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.base.fingerprint import canonical, digest
-from unbroken.store.files import make_folders, replace_file, sweep, sync_folder
+from unbroken.store.files import DamagedError, make_folders, replace_file, sweep, sync_folder
 from unbroken.store.layout import (
     CONFIG_FILE,
     DATA_DIGESTS_FILE,
@@ -74,7 +74,7 @@ def create_run(root: Path, document: Mapping[str, Any]) -> None:
 def read_run(root: Path) -> dict[str, Any] | None:
     """Return the document of the run at `root`, or None if it is no run.
 
-    Raises `CannotContinueError` if it was changed, damaged, or written by a newer version, `ConfigError` if it
+    Raises `DamagedError` if it was changed, `CannotContinueError` if a newer version wrote it, `ConfigError` if it
     cannot be read.
     """
     path = root / RUN_FILE
@@ -92,7 +92,7 @@ def read_run(root: Path) -> dict[str, Any] | None:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         sound = False
     if not sound:
-        raise CannotContinueError(
+        raise DamagedError(
             f"{path} is damaged or was edited",
             why="what this run is cannot be told",
             next_step="put the original file back, or begin a new run in another output_dir",
