@@ -20,6 +20,7 @@ from tests.tiny import make_model_folder, make_rows
 from tests.unit.cli.bad_input import listing
 from unbroken.base.errors import CannotContinueError, ConfigError, VerificationError
 from unbroken.run import digests, environment
+from unbroken.run import verify as replaying
 from unbroken.run.report import Event, Stepped
 from unbroken.run.stop import StopRequest
 from unbroken.run.verification import Verification
@@ -208,19 +209,21 @@ def test_a_run_that_trains_meanwhile(place: Path, work: Path) -> None:
     assert_same_run(run, place / "whole")
 
 
-def test_a_checkpoint_that_is_retired_meanwhile(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", [digests, replaying], ids=["digests compared", "replay begun"])
+def test_a_checkpoint_that_is_retired_meanwhile(moment: Any, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gone while it is read: it is nobody's mistake, and the others are verified."""
-    original = digests.read_checkpoint
+    original = read_checkpoint
 
     def retired(folder: Path, run_id: str) -> Restored:
         if folder.name == "00000007":
             shutil.rmtree(folder)
         return original(folder, run_id)
 
-    monkeypatch.setattr(digests, "read_checkpoint", retired)
+    monkeypatch.setattr(moment, "read_checkpoint", retired)
     found = verify(work / "whole", inputs=moved(work))
     assert found.failure is None
     assert found.checkpoints == CHECKPOINTS[1:]
+    assert (found.replays[0].start, found.replays[0].last) == (14, 21)
 
 
 def test_a_finished_model_that_is_not_the_last_step(work: Path) -> None:

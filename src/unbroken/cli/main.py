@@ -22,8 +22,8 @@ run would have made.
 Results go to stdout, progress and messages to stderr. Every command takes --help (with examples), --json where it
 prints results, and --debug (a traceback instead of one line).
 
-Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed,
-75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
+Exit codes: 0 ok, 1 internal or disk, 2 usage or configuration, 3 data, 4 cannot continue, 5 verification failed or runs
+differ, 75 stopped by a signal after committing or held by another process (run again), 130 Ctrl-C after committing.
 """
 
 # Lazily imported: `--help` must not pay for torch, numpy or pydantic.

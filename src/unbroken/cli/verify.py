@@ -47,7 +47,6 @@ def verify(
         Print one JSON object.
     """
     from unbroken.base.config import parse_overrides
-    from unbroken.base.errors import ConfigError
     from unbroken.cli.output import print_json
     from unbroken.run.report import Notice
     from unbroken.tasks.origin import parse_run_at
@@ -56,10 +55,7 @@ def verify(
     from unbroken.views.verify import verification_text
 
     root, step = parse_run_at(run)
-    if all_ and (step is not None or steps is not None):
-        raise ConfigError("--all makes every recorded step again", next_step="leave out the step and --steps, or --all")
-    if steps is not None and steps < 1:
-        raise ConfigError(f"--steps {steps}: no step would be made again", next_step="give 1 or more")
+    require_sensible(step, steps, everything=all_)
     terminal = Terminal(sys.stderr)
     found = look(
         root,
@@ -74,3 +70,13 @@ def verify(
     if found.failure is not None:
         raise found.failure
     return 0
+
+
+def require_sensible(step: int | None, steps: int | None, *, everything: bool) -> None:
+    """Raise `ConfigError` for options that contradict each other, or ask for nothing."""
+    from unbroken.base.errors import ConfigError
+
+    if everything and (step is not None or steps is not None):
+        raise ConfigError("--all makes every recorded step again", next_step="leave out the step and --steps, or --all")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps {steps}: no step would be made again", next_step="give 1 or more")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,44 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Window:
-    """What to make again: from the state after `start` steps to that after `last`."""
+    """What to make again: from the state after `start` steps to that after `last`; None: from the base model."""
 
     start: int
     last: int
     chosen: str
+    state: Restored | None = None
+
+
+def open_windows(
+    root: Path, evidence: Evidence, found: Verification, *, step: int | None, steps: int | None, everything: bool
+) -> list[Window]:
+    """Choose windows as `choose_windows` does, and read the states they start from.
+
+    A run that trains may retire one of those just now: it is then forgotten, and the windows chosen anew.
+    """
+    while True:
+        chosen = choose_windows(evidence, found.good_checkpoints, step=step, steps=steps, everything=everything)
+        windows = []
+        for window in chosen:
+            if not window.start and not evidence.begin:
+                windows.append(window)
+                continue
+            folder = checkpoint_folder(root, window.start)
+            try:
+                windows.append(replace(window, state=read_checkpoint(folder, found.run_id)))
+            except CannotContinueError:
+                if folder.is_dir():
+                    raise
+                found.good_checkpoints.remove(window.start)
+                found.checkpoints.remove(window.start)
+                break
+        else:
+            return windows
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return the folder of a run's checkpoint."""
+    return root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step)
 
 
 def choose_windows(
@@ -159,10 +192,10 @@ class Replayer:
 
     def make(self, window: Window) -> None:
         """Make the steps of one window, compare each record, and each checkpoint on the way, with what is there."""
-        origin = f"checkpoint {window.start}" if window.start or self.evidence.begin else "the base model"
+        origin = f"checkpoint {window.start}" if window.state else "the base model"
         now = Replayed(window.start, window.start + 1, window.start, origin, window.chosen)
         self.found.replays.append(now)
-        if (window.start or self.evidence.begin) and not self._restore(window.start):
+        if window.state and not self._restore(window.state):
             return
         state = self.steps.state
         while state.step < window.last:
@@ -176,10 +209,11 @@ class Replayer:
             self._note_environment(state.step + 1)
             now.canary = self._same(self.evidence.canary, self.steps.foresee())
 
-    def _restore(self, step: int) -> bool:
+    def _restore(self, restored: Restored) -> bool:
         try:
-            self.steps.state.restore(read_checkpoint(self._folder(step), self.found.run_id))
+            self.steps.state.restore(restored)
         except CannotContinueError as failure:
+            step = restored.step
             self.found.problems.append(Problem(f"checkpoint {step} cannot be restored: {failure.what}", FORGED, step))
             return False
         return True
@@ -219,8 +253,8 @@ class Replayer:
         if step not in self.found.good_checkpoints:
             return
         try:
-            restored = read_checkpoint(self._folder(step), self.found.run_id)
-            places = read_manifest(self._folder(step)).tensors
+            restored = read_checkpoint(checkpoint_folder(self.root, step), self.found.run_id)
+            places = read_manifest(checkpoint_folder(self.root, step)).tensors
         except UnbrokenError:
             return  # a run that trains has retired it meanwhile
         image = self.steps.state.image()
@@ -281,6 +315,3 @@ class Replayer:
             return f"{cause}; the environment is not the one it was made in: {changes}"
         same = "; versions, processor and threads are those of the segment that made it"
         return cause + same * bool(key and self.known)
-
-    def _folder(self, step: int) -> Path:
-        return self.root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step)

@@ -77,11 +77,11 @@ def verify(
     if not _as_recorded(root, document, config, prepared, threads, found):
         found.unchecked.append("no step was replayed: with other inputs it would be another run")
         return found
-    from unbroken.run.verify import choose_windows
+    from unbroken.run.verify import open_windows
     from unbroken.tasks.device import resolve_device
 
     try:
-        windows = choose_windows(evidence, found.good_checkpoints, step=step, steps=steps, everything=everything)
+        windows = open_windows(root, evidence, found, step=step, steps=steps, everything=everything)
         resolve_device(config.device, root)
         _replay(root, prepared, threads, evidence, windows, found, say, progress)
     except (ConfigError, DataError, CannotContinueError) as failure:
