@@ -21,14 +21,12 @@ def verify(
     Without a step, the steps from the oldest checkpoint to the next one (20 at most) are made again; where no step
     follows a checkpoint, those from the beginning. Where a checkpoint's step is reached, each of its tensors and
     the optimizer's is compared, and at the last step the finished model. Nothing in the run is written, locked or
-    moved; it may be training meanwhile. It ends with 0 if all that was checked is as recorded, with 5 if something is
-    not, and with 4 if nothing could be replayed.
+    moved; it may be training meanwhile. Ends with 0 if all is as recorded, 5 if something is not, 4 if not replayed.
 
     **Examples**
 
         unbroken verify runs/debian             all digests, and the steps between two checkpoints
         unbroken verify runs/debian --all       every recorded step, from the base model on
-        unbroken verify runs/debian@500         the steps after step 500
         unbroken verify runs/debian@500 --steps 5
         unbroken verify runs/debian --set model=elsewhere/minilm    the base model was moved
         unbroken verify runs/debian --json | jq .first_difference
@@ -67,9 +65,9 @@ def verify(
         progress=terminal.progress if terminal.live else lambda *args: None,
     )
     print_json(found.flat()) if json else print(verification_text(found))
-    if found.failure is not None:
-        raise found.failure
-    return 0
+    if found.failure is None:
+        return 0
+    raise found.failure
 
 
 def require_sensible(step: int | None, steps: int | None, *, everything: bool) -> None:
