@@ -9,8 +9,10 @@ import pytest
 from tests.exact.runs import assert_same_run, train
 from tests.exact.test_best_model import choosing
 from tests.exact.test_interrupted_corners import records
+from tests.exact.test_loop import Script
 from tests.tiny import make_model_folder
 from unbroken.models import inference
+from unbroken.run import deadline
 from unbroken.run.deadline import Deadline
 from unbroken.run.report import Ended, Event, Stepped
 from unbroken.run.stop import StopRequest
@@ -52,6 +54,20 @@ def test_stopped_in_time_again_and_again(model: Path, tmp_path: Path) -> None:
         assert not records(run, "canary"), "one would take a minute, too long for a stop"
     assert starts == 3
     assert_same_run(run, tmp_path / "whole")
+
+
+def test_a_loop_that_has_no_time_to_restore(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows the loop must not run: the process ends with 75, as after a stop between two steps."""
+    Script(model).run(tmp_path / "whole")
+    Script(model).run(tmp_path / "run", stop_after=5)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as leaving:
+        patch.setattr(deadline, "SPARE_SECONDS", 7200)
+        Script(model, options={"stop_at": "+1h"}).run(tmp_path / "run")
+    assert leaving.value.code == 75
+    assert records(tmp_path / "run", "stop")[-1]["in_set_up"]
+    assert len(records(tmp_path / "run", "segment")) == 1
+    assert Script(model).run(tmp_path / "run").ended.finished
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_deadline_in_an_evaluation(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.autograd import backward
 from torch.optim import Optimizer
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
+from unbroken.base.stopping import StopNow
 from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
@@ -32,7 +33,7 @@ from unbroken.store.run import read_run
 from unbroken.tasks.loop_contract import describe, require_scheduler_held, require_unchanged
 from unbroken.tasks.loop_extras import SWITCHES, extra, switches
 from unbroken.tasks.loop_rows import Rows, require_rows, row_digests, take
-from unbroken.tasks.train import CHECKPOINT_MULTIPLE
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE, set_up
 
 
 class Loop:
@@ -149,11 +150,15 @@ class Loop:
                 engine.ended = finished
                 self._report(finished)
                 return
-            with self._guarded(), closing(engine.batches()) as batches:
+            with set_up(folder, engine.stop), self._guarded(), closing(engine.batches()) as batches:
                 for batch in batches:
                     self._in_body = True
                     yield batch
                     self._in_body = False
+        except StopNow:
+            reason = engine.stop.reason
+            self._report(Notice(f"stopped before the first step ({reason}); nothing is lost"))
+            engine.ended = Ended(0, finished=False, reason=reason, model="")
         except GeneratorExit:
             self._left(folder)
             raise

@@ -144,8 +144,8 @@ def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: P
 
 
 @contextmanager
-def _set_up(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
-    """Journal a stop that comes before this process has begun a segment of the run it holds."""
+def set_up(folder: RunFolder, stop: StopRequest) -> Iterator[None]:
+    """Journal a stop inside the block: one that comes before this process has begun a segment of the run it holds."""
     try:
         yield
     except StopNow:
@@ -237,7 +237,7 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
             report(Notice(text))
         environment.pin(start.threads)
         require_device_memory(start.root, resolve_device(start.config.device, start.root))
-        with _set_up(folder, stop), interruptible(stop.check):
+        with set_up(folder, stop), interruptible(stop.check):
             poll()
             build = start.prepared.load()
         return _train(build, folder, settings(start.config, request, start.step), report, stop, progress)
@@ -272,7 +272,7 @@ def _train(
     from unbroken.run.engine import train as run_job
     from unbroken.tasks.exhausted import explained
 
-    with explained(folder), _set_up(folder, stop):
+    with explained(folder), set_up(folder, stop):
         with interruptible(stop.check):
             poll()
             job = build(folder.cache, progress)
