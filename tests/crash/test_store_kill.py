@@ -3,7 +3,7 @@
 Whatever the instant, the next process finds the old state or the new one, bit for bit, and what was acknowledged is
 the new one. The killed processes are forked from one that has torch loaded, so that hundreds of them take seconds.
 
-    python tests/crash/test_store_kill.py SCENARIO FOLDER
+    python -m tests.crash.test_store_kill SCENARIO FOLDER
 """
 
 from __future__ import annotations
@@ -23,56 +23,14 @@ from typing import Any
 import pytest
 import torch
 
+from tests.crash.small_run import DOCUMENT, Run
 from unbroken.store import files
-from unbroken.store.checkpoints import Checkpoints, Image, Placed, publish_model
-from unbroken.store.journal import Journal
+from unbroken.store.checkpoints import publish_model
 from unbroken.store.run import create_run, prepare_folder, read_run
 
 CALLS = ["mkdir", "open", "posix_fallocate", "write", "fsync", "close", "unlink", "rmdir", "replace", "ftruncate"]
-RUN_ID = "a-run"
-DOCUMENT = {"run_id": RUN_ID}
 RANDOM_KILLS = 150
-
-
-def make_image(step: int) -> Image:
-    weight = torch.randn(64, 32, generator=torch.Generator().manual_seed(step))
-    return Image(
-        step,
-        {
-            "weight": Placed("model/model.safetensors", "weight", weight),
-            "moment": Placed("optimizer.safetensors", "moment", weight * 2),
-        },
-        {"model/config.json": b"{}"},
-        {"step": step},
-    )
-
-
-class Run:
-    """What one process has open of a run."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.journal = Journal(root / "journal.jsonl")
-        self.checkpoints = Checkpoints(root, RUN_ID, self.journal)
-
-    def commit(self, step: int) -> None:
-        self.journal.append({"kind": "step", "n": step})
-        self.checkpoints.commit(make_image(step))
-        self.checkpoints.wait()
-
-    def restored_step(self) -> int:
-        """Restore and compare every bit with what that step must hold."""
-        restored = self.checkpoints.restore()
-        if restored is None:
-            return 0
-        image = make_image(restored.step)
-        assert restored.state == image.state
-        assert restored.documents == image.documents
-        for name, placed in image.tensors.items():
-            assert torch.equal(restored.tensors[name], placed.tensor), name
-        numbers = [record["n"] for record in self.journal.records()]
-        assert restored.step in numbers, "the journal lost what the checkpoint builds on"
-        return restored.step
+REPOSITORY = Path(__file__).parents[2]
 
 
 @dataclass
@@ -280,8 +238,8 @@ def kill_at_random(folder: Path) -> int:
 @pytest.mark.parametrize("scenario", [*SCENARIOS, "random"])
 def test_killed_at_any_instant(scenario: str, tmp_path: Path) -> None:
     """In a process of its own: forking pytest with its threads would not be sound."""
-    command = [sys.executable, __file__, scenario, str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    command = [sys.executable, "-m", "tests.crash.test_store_kill", scenario, str(tmp_path)]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     assert int(found.stdout) > 10
 

@@ -270,18 +270,26 @@ def opened(root: Path, relative: str) -> Iterator[tuple[int, int]]:
     """
     path = root / relative
     for place in [*reversed(Path(relative).parents[:-1]), Path(relative)]:
-        if (root / place).is_symlink():
-            raise DamagedError(f"{root / place} is a symbolic link")
+        refuse_link(root / place)
     with reading(path):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(handle)
+        with reading(path):
+            status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path} is not a regular file")
         yield handle, status.st_size
     finally:
         with suppress(OSError):
             os.close(handle)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `DamagedError` if `path` is a symbolic link, or if the disk cannot even say what it is."""
+    with reading(path):
+        linked = path.is_symlink()
+    if linked:
+        raise DamagedError(f"{path} is a symbolic link")
 
 
 def read_into(handle: int, target: memoryview, path: Path) -> Iterator[memoryview]:
