@@ -194,7 +194,7 @@ def quick() -> Iterator[None]:
 def cut_everywhere(
     work: Path, samples: int, left_out: Control | None = None, every: int = 1
 ) -> tuple[int, Counter[str]]:
-    """Recover from every state, or from one in so many; return how many there were, and what went wrong, with how often.
+    """Recover from every state, or from one in so many; return how many those were, and how often what went wrong.
 
     A control leaves operations out of the log; it ends with the first failure.
     """
