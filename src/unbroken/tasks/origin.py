@@ -118,7 +118,7 @@ def _model_of(path: Path, run: Path) -> tuple[Path, int | None]:
 
 def _require_sound(folder: Path, run: Path, step: int | None) -> None:
     """Raise `DamagedError` unless a run's model folder holds what the checkpoint it is of, or came from, says."""
-    last = (read_last(run / layout.JOURNAL_FILE) or {}) if step is None else {"best": step}
+    last: dict[str, Any] = (read_last(run / layout.JOURNAL_FILE) or {}) if step is None else {"best": step}
     advice = f"`unbroken train {run}` places a finished model again; else choose another checkpoint"
     checkpoint = run / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(last.get("best", 0))
     if not (checkpoint / layout.MANIFEST_FILE).is_file():  # removed to save space: the weights' sums are recorded
