@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from unbroken.run.report import Evaluated, Notice, Reporter
 from unbroken.run.state import State
 from unbroken.step.generators import seeded
 from unbroken.store import files, layout
+from unbroken.store.journal import decode_line, encode_record
 
 
 class Choice(Protocol):
@@ -90,7 +90,7 @@ class Evaluations:
         if not self.missing(state.step):
             return False
         made_of = digest(canonical([self.job.evaluation_id, last_record]))
-        metrics = found = self._done_before(state.step, made_of)
+        metrics = found = done_before(self.path(state.step), made_of)
         if metrics is None:
             with interruptible(self.check), undisturbed(self.job, state.step):
                 poll()
@@ -101,20 +101,10 @@ class Evaluations:
         self.report(Evaluated(state.step, metrics))
         return self._choose(state, metrics)
 
-    def _done_before(self, step: int, made_of: str) -> dict[str, float] | None:
-        """An evaluation found on disk is used again: a killed segment may have got that far."""
-        try:
-            found = json.loads(self.path(step).read_bytes())
-            if found["of"] == made_of:
-                return {str(name): float(value) for name, value in found["metrics"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # damaged: it is made again
-        return None
-
     def _keep(self, step: int, metrics: dict[str, float], made_of: str) -> None:
         path = self.path(step)
         files.make_folders(path.parent)
-        files.replace_file(path, canonical({"step": step, "metrics": in_json(metrics), "of": made_of}))
+        files.replace_file(path, encode_record({"step": step, "metrics": in_json(metrics), "of": made_of}))
 
     def _record(self, step: int, metrics: dict[str, float], again: bool) -> None:
         """Put an evaluation on record, once, also where a process died between its file and its record."""
@@ -142,6 +132,17 @@ class Evaluations:
 def in_json(metrics: Mapping[str, float]) -> dict[str, Any]:
     """Return metrics as a record holds them."""
     return {name: json_number(value) for name, value in metrics.items()}
+
+
+def done_before(path: Path, made_of: str) -> dict[str, float] | None:
+    """Return the metrics found at `path`, as a killed segment may have left them; None if they must be made again."""
+    try:
+        found = decode_line(path.read_bytes())
+    except OSError:
+        return None
+    if found is None or found.get("of") != made_of:
+        return None
+    return {name: float(value) for name, value in found["metrics"].items()}
 
 
 @contextmanager

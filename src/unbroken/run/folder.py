@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from unbroken.base.errors import BusyError, CannotContinueError, StorageError
+from unbroken.base.fingerprint import digest
 from unbroken.run.contract import Contract
 from unbroken.run.proof import proof
 from unbroken.run.report import Ended
@@ -64,6 +65,7 @@ class RunFolder:
             "contract": contract,
             "config": dict(config),
             "parent": parent,
+            "row_digests": digest(row_digests),
         }
         files.replace_file(root / layout.DATA_DIGESTS_FILE, row_digests)
         files.replace_file(root / layout.CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False).encode())

@@ -192,9 +192,16 @@ class Checkpoints:
         return Committed(snapshot.step, 0.0, written, snapshot.size, tuple(removed), (*notes, *left))
 
     def _retire(self, spare: frozenset[int]) -> tuple[list[int], list[str]]:
-        """Remove what is older than `keep` checkpoints that verify; return it, and what would not go."""
-        removed, problems, sound = [], [], 0
-        for step in reversed(self.steps()):
+        """Remove what is older than `keep` checkpoints that verify; return it, and what would not go.
+
+        The commit has happened by now: nothing that fails here is a failure of it.
+        """
+        removed, problems, sound = list[int](), list[str](), 0
+        try:
+            steps = self.steps()
+        except StorageError as failure:
+            return removed, [str(failure)]
+        for step in reversed(steps):
             if sound < self.keep:
                 sound += self._is_sound(step)
             elif step not in spare:

@@ -244,13 +244,13 @@ def _fill(aside: Path, snapshot: Snapshot, run_id: str) -> Manifest:
 def _publish(aside: Path, final: Path, manifest: Manifest) -> list[str]:
     """Give the finished folder its name; what has that name already is kept if it is the same, or set aside."""
     notes = []
-    while not files.rename_new(aside, final):
+    if not files.rename_new(aside, final):
         prefix, reason = _obstacle(final, manifest)
-        if not prefix:
+        if prefix:
+            moved = files.take_place(aside, final, prefix)
+            notes.append(f"{final.name}: {reason}; moved to {moved.name}")
+        else:
             files.remove_tree(aside)
-            break
-        moved = files.set_aside(final, prefix)
-        notes.append(f"{final.name}: {reason}; moved to {moved.name}")
     files.sync_folder(final.parent)  # the commit point
     return notes
 
@@ -285,13 +285,24 @@ def publish_model(checkpoint: Path, root: Path) -> dict[str, str]:
         aside = root / f"{layout.UNFINISHED_PREFIX}{layout.MODEL_FOLDER}-{files.nonce()}"
         try:
             _copy_model(checkpoint / layout.MODEL_FOLDER, aside, wanted)
-            while not files.rename_new(aside, final):
-                files.remove_tree(final)  # an earlier, different model
+            _place_model(aside, final)
         except BaseException:
             files.discard(aside)
             raise
     files.sync_folder(root)  # also when it was there: whoever placed it may have died before this
     return {path: _sha256(final, path) for path in sorted(wanted) if path.endswith(layout.WEIGHTS_SUFFIX)}
+
+
+def _place_model(aside: Path, final: Path) -> None:
+    """Give a finished copy the model's name; an earlier, different model goes once the new one is durable."""
+    if files.rename_new(aside, final):
+        return
+    if files.exchange(aside, final):
+        files.sync_folder(final.parent)
+        files.remove_tree(aside)
+    else:
+        files.remove_tree(final)
+        files.rename_new(aside, final)
 
 
 def _holds(folder: Path, wanted: Mapping[str, FileRecord]) -> bool:

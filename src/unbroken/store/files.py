@@ -35,7 +35,7 @@ from unbroken.base.stopping import poll
 from unbroken.store.layout import TRASH_PREFIX, UNFINISHED_PREFIX
 
 BLOCK_BYTES = 4 << 20  # hashing and writing release the interpreter lock once per block
-RENAME_NOREPLACE = 1  # linux/fs.h
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
 AT_FDCWD = -100  # linux/fcntl.h
 MISSING_OR_BAD = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO}
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -174,6 +174,14 @@ def rename_new(source: Path, target: Path) -> bool:
     return renamed
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Give two files or folders each other's names in one step and return True; False, changing nothing, where the
+    file system cannot. Durable after `sync_folder`. Raises `StorageError`.
+    """
+    with refusals("rename", one):
+        return bool(_renameat2(one, other, RENAME_EXCHANGE))
+
+
 def replace_file(path: Path, *blocks: bytes | memoryview) -> None:
     """Give `path` the content `blocks`, durably; at every instant it is the old file or the new one, whole."""
     aside = path.with_name(f"{UNFINISHED_PREFIX}{path.name}-{nonce()}")
@@ -196,10 +204,38 @@ def replace_array(path: Path, array: NDArray[Any]) -> None:
 
 def set_aside(path: Path, prefix: str) -> Path:
     """Rename `path` to `<prefix><name>-<n>` beside it, durably, and return the new name. Raises `StorageError`."""
-    number = 0
-    while not rename_new(path, target := path.with_name(f"{prefix}{path.name.lstrip('.')}-{number}")):
-        number += 1
+    target = _rename_numbered(path, path.with_name(f"{prefix}{path.name.lstrip('.')}"))
     sync_folder(path.parent)
+    return target
+
+
+def take_place(new: Path, path: Path, prefix: str) -> Path:
+    """Give `new` the name `path`, and what has that name `<prefix><name>-<n>` beside it, durably; return that name.
+
+    At every instant, and after a power loss, `path` is the old folder or the new one: `new` first takes the name
+    the old one is to have, then both are exchanged. Where the file system cannot do that, `path` is missing for a
+    moment. Raises `StorageError`.
+    """
+    aside = _rename_numbered(new, path.with_name(f"{prefix}{path.name.lstrip('.')}"))
+    try:
+        exchanged = exchange(aside, path)
+    except StorageError:
+        with suppress(StorageError):
+            rename_new(aside, new)
+        raise
+    if not exchanged:
+        rename_new(aside, new)
+        aside = set_aside(path, prefix)
+        rename_new(new, path)
+    sync_folder(path.parent)
+    return aside
+
+
+def _rename_numbered(path: Path, stem: Path) -> Path:
+    """Rename `path` to the first of `<stem>-0`, `<stem>-1`, ... that is free, and return it."""
+    number = 0
+    while not rename_new(path, target := stem.with_name(f"{stem.name}-{number}")):
+        number += 1
     return target
 
 
@@ -271,18 +307,26 @@ def opened(root: Path, relative: str) -> Iterator[tuple[int, int]]:
     """
     path = root / relative
     for place in [*reversed(Path(relative).parents[:-1]), Path(relative)]:
-        if (root / place).is_symlink():
-            raise DamagedError(f"{root / place} is a symbolic link")
+        refuse_link(root / place)
     with reading(path):
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        status = os.fstat(handle)
+        with reading(path):
+            status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise DamagedError(f"{path} is not a regular file")
         yield handle, status.st_size
     finally:
         with suppress(OSError):
             os.close(handle)
+
+
+def refuse_link(path: Path) -> None:
+    """Raise `DamagedError` if `path` is a symbolic link, or if the disk cannot even say what it is."""
+    with reading(path):
+        linked = path.is_symlink()
+    if linked:
+        raise DamagedError(f"{path} is a symbolic link")
 
 
 def read_into(handle: int, target: memoryview, path: Path) -> Iterator[memoryview]:
@@ -374,11 +418,16 @@ def _reserve(handle: int, size: int) -> None:
 
 
 def _rename_no_replace(source: Path, target: Path) -> bool | None:
-    """renameat2(2) with RENAME_NOREPLACE; None where the system or the file system does not have it."""
+    """Rename unless the target exists, and say whether; None where the system or the file system has no such call."""
+    return _renameat2(source, target, RENAME_NOREPLACE)
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> bool | None:
+    """renameat2(2); False if the target must not exist and does, None where there is no such call or no such flag."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return None
-    if libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE) == 0:
+    if libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags) == 0:
         return True
     number = ctypes.get_errno()
     if number == errno.EEXIST:

@@ -96,22 +96,24 @@ def read_marked(path: Path, damaged: list[str] | None = None) -> Iterator[tuple[
 
 
 def read_last(path: Path) -> dict[str, Any] | None:
-    """Return the last whole, undamaged record, reading no more than the end of the file; None if there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            block = BLOCK_BYTES
-            while True:
-                file.seek(max(0, size - block))
-                lines = file.read(block).splitlines(keepends=True)
-                for line in reversed(lines if size <= block else lines[1:]):
-                    if (record := decode_line(line)) is not None:
-                        return record
-                if block >= size:
-                    return None
-                block *= 4
-    except FileNotFoundError:
+    """Return the last whole, undamaged record, reading no more than the end of the file; None if there is none.
+
+    Raises `StorageError`.
+    """
+    if not os.path.lexists(path):
         return None
+    with refusals("read", path), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        block = BLOCK_BYTES
+        while True:
+            file.seek(max(0, size - block))
+            lines = file.read(block).splitlines(keepends=True)
+            for line in reversed(lines if size <= block else lines[1:]):
+                if (record := decode_line(line)) is not None:
+                    return record
+            if block >= size:
+                return None
+            block *= 4
 
 
 class Journal:
@@ -155,7 +157,8 @@ class Journal:
             if self._suspect:
                 self._rewrite()
                 return
-            handle = os.dup(self._handle)
+            with refusals("make durable", self.path):
+                handle = os.dup(self._handle)
         with refusals("make durable", self.path):
             try:
                 sync_file(handle)
@@ -205,7 +208,8 @@ class Journal:
 
     def _misses(self, mark: Mark) -> bool:
         """Whether `mark` lies outside the file or inside a line."""
-        return mark.offset > self._end or (mark.offset > 0 and os.pread(self._handle, 1, mark.offset - 1) != b"\n")
+        with refusals("read", self.path):
+            return mark.offset > self._end or (mark.offset > 0 and os.pread(self._handle, 1, mark.offset - 1) != b"\n")
 
     def _cut_torn_tail(self) -> int:
         """Leave the file ending in a whole line; keep what was cut in `journal.torn-<n>`. Return the size."""
@@ -215,7 +219,7 @@ class Journal:
             torn = os.pread(self._handle, size - end, end)
         if torn:
             number = 0
-            while (kept := self.path.with_name(f"{TORN_PREFIX}{number}")).exists():
+            while os.path.lexists(kept := self.path.with_name(f"{TORN_PREFIX}{number}")):
                 number += 1
             create_file(kept, [torn])
             sync_folder(kept.parent)

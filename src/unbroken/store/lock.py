@@ -18,7 +18,8 @@ from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
-from unbroken.base.errors import BusyError, ConfigError
+from unbroken.base.errors import BusyError, ConfigError, StorageError
+from unbroken.store.files import sync_folder
 from unbroken.store.layout import HOLDER_FILE, LOCK_FILE, UNFINISHED_PREFIX
 
 
@@ -47,6 +48,8 @@ class RunLock:
                 f"cannot write in {self.root}: {failure.strerror or failure}",
                 next_step="check its permissions, or choose another folder",
             ) from failure
+        with suppress(StorageError):  # the lock's file tells our folder from others': durable before all other files
+            sync_folder(self.root)
         with suppress(OSError):  # on a full disk the lock still holds; only its holder goes unnamed
             self._name_holder()
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from unbroken.base.errors import CannotContinueError
 from unbroken.base.fingerprint import canonical, digest
-from unbroken.store.files import DamagedError, FileRecord, digest_file, opened, read_whole
+from unbroken.store.files import DamagedError, FileRecord, digest_file, opened, read_whole, refuse_link
 from unbroken.store.journal import Mark
 from unbroken.store.layout import FORMAT_VERSION, MANIFEST_FILE, SEGMENT_FILE, step_of
 
@@ -111,8 +111,7 @@ def read_manifest(folder: Path, run_id: str | None = None) -> Manifest:
 
     Raises `DamagedError`, `ForeignError`, or `CannotContinueError` as `decode` does.
     """
-    if folder.is_symlink():
-        raise DamagedError(f"{folder} is a symbolic link")
+    refuse_link(folder)
     manifest = decode(read_whole(folder, MANIFEST_FILE), str(folder / MANIFEST_FILE))
     if run_id is not None and manifest.run_id != run_id:
         raise ForeignError(f"{folder} belongs to another run ({manifest.run_id})")

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from unbroken.base.errors import CannotContinueError
+from unbroken.base.fingerprint import digest
 from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
 from unbroken.store import layout
+from unbroken.store.run import read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.task import Prepared
 
@@ -109,8 +111,12 @@ def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, 
 def first_changed_row(root: Path, row_digests: bytes) -> str:
     """Say in words which row is the first to differ from those the run was started with."""
     try:
-        before = np.frombuffer((root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
-    except (OSError, ValueError):
-        return f"{layout.DATA_DIGESTS_FILE} is missing or cut, so the row cannot be named"
+        content = (root / layout.DATA_DIGESTS_FILE).read_bytes()
+    except OSError:
+        content = b""
+    recorded = (read_run(root) or {}).get("row_digests")
+    if digest(content) != recorded:
+        return f"{layout.DATA_DIGESTS_FILE} is missing or damaged, so the row cannot be named"
+    before = np.frombuffer(content, dtype="<u8")
     row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))
     return "columns or roles differ" if row is None else f"the first row that differs is row {row + 1}"

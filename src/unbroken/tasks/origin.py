@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,9 @@ from unbroken.base.errors import ConfigError
 from unbroken.models.folder import NoModelError
 from unbroken.run.summary import checkpoint_problems
 from unbroken.store import layout
+from unbroken.store.files import DamagedError, digest_file
+from unbroken.store.journal import read_last
+from unbroken.store.manifest import describe_difference, read_manifest
 from unbroken.store.run import read_run
 
 
@@ -30,7 +34,8 @@ class Origin:
 def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
     """Find the model folder that `model` names: a model folder, a run, its model/, or one of its checkpoints.
 
-    Raises `ConfigError` if it is the run in `output_dir` itself, or a run that has no model yet.
+    Raises `ConfigError` if it is the run in `output_dir` itself, or a run that has no model yet, and `DamagedError`
+    if the files of a run's model are not those that were written.
     """
     path = Path(model).expanduser()
     if not os.path.isdir(path):
@@ -45,6 +50,7 @@ def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
             next_step=f"to resume it, `unbroken train {run}`; to train its result further, choose a new output_dir",
         )
     folder, step = _model_of(path, run)
+    _require_sound(folder, run, step)
     document = read_run(run) or {}
     return Origin(str(folder), {"run": str(run), "run_id": document.get("run_id"), "step": step})
 
@@ -153,3 +159,23 @@ def _model_of(path: Path, run: Path) -> tuple[Path, int | None]:
     if newest is None:
         raise ConfigError(f"model: the run {run} has no model yet", next_step="let it reach its first commit")
     return newest / layout.MODEL_FOLDER, layout.step_of(newest.name)
+
+
+def _require_sound(folder: Path, run: Path, step: int | None) -> None:
+    """Raise `DamagedError` unless a run's model folder holds what the checkpoint it is of, or came from, says."""
+    last: dict[str, Any] = (read_last(run / layout.JOURNAL_FILE) or {}) if step is None else {"best": step}
+    advice = f"`unbroken train {run}` places a finished model again; else choose another checkpoint"
+    checkpoint = run / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(last.get("best", 0))
+    if not (checkpoint / layout.MANIFEST_FILE).is_file():  # removed to save space: the weights' sums are recorded
+        for path, sha256 in last.get("sha256", {}).items():
+            with (folder / path).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise DamagedError(f"{folder / path} does not hold what was written (SHA-256 differs)")
+        return
+    inside = f"{layout.MODEL_FOLDER}/"
+    for path, record in read_manifest(checkpoint).files.items():
+        if path.startswith(inside):
+            actual = digest_file(folder, path.removeprefix(inside))
+            if actual != record:
+                difference = describe_difference(folder / path.removeprefix(inside), record, actual)
+                raise DamagedError(difference, next_step=advice)

@@ -180,3 +180,29 @@ def test_free_space_is_known(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path) > 0
     inodes = files.free_inodes(tmp_path)
     assert inodes is None or inodes > 0
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_taking_a_place_keeps_what_was_there(
+    can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(files, "exchange", lambda one, other: False)
+    for name in ("new", "place", ".broken-place-0"):
+        (tmp_path / name).write_text(name)
+    aside = files.take_place(tmp_path / "new", tmp_path / "place", ".broken-")
+    assert aside.name == ".broken-place-1"
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"place": "new", ".broken-place-0": ".broken-place-0", ".broken-place-1": "place"}
+
+
+def test_a_place_that_cannot_be_taken_is_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(one: Path, other: Path) -> bool:
+        raise StorageError("no luck")
+
+    monkeypatch.setattr(files, "exchange", fail)
+    for name in ("new", "place"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(StorageError, match="no luck"):
+        files.take_place(tmp_path / "new", tmp_path / "place", ".broken-")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"new": "new", "place": "place"}
