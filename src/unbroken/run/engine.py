@@ -168,6 +168,7 @@ class Engine:
             self._last_record = restored.state["last_record"]
             before = json.loads(restored.documents[layout.SEGMENT_FILE])
             self.state.best = before["best"]
+            self.folder.offer(restored.step, {before["best"]["step"]} if before["best"] else ())
         for text in self.folder.checkpoints.notes:
             self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
@@ -194,6 +195,7 @@ class Engine:
                 "environment": numerics,
             }
             | environment.circumstances()
+            | ({"restored_from": self.folder.restored_from} if self.folder.restored_from else {})
         )
         for text in self.folder.journal.damaged:
             self.report(Notice(text))
@@ -212,6 +214,8 @@ class Engine:
             self.replay.drift(record["n"])
             self.folder.checkpoints.set_aside_from(record["n"])
             self.folder.journal.append({"kind": "drift", "n": record["n"], "text": str(refusal)})
+            if self.folder.mirror is not None:
+                self.folder.mirror.look_again()
             self.report(Notice(f"{refusal.what}; going on inexactly from step {record['n']}, as asked"))
             held = False
         if not held:
@@ -269,10 +273,14 @@ class Engine:
             self.report(Committed(done.step, done.snapshot_seconds, done.write_seconds))
             for text in done.notes:
                 self.report(Notice(text))
+            self.folder.offer(done.step, done.spared)
+        for news in self.folder.news():
+            self.report(news)
 
     def _end(self) -> None:
         step = self.state.step
         finished = step == self.job.last_step
+        best = None
         self._commit()
         self._poll(wait=True)
         if finished:
@@ -284,6 +292,8 @@ class Engine:
             self._take_canary()
             self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
         self.folder.journal.sync()
+        for news in self.folder.settle(step, best):
+            self.report(news)
         self.ended = Ended(
             step,
             finished,

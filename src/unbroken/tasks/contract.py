@@ -61,11 +61,15 @@ def check_contract(
     asked: contract.Contract,
     prepared: Prepared,
     origins: Mapping[str, str],
+    row_digests: bytes | None = None,
 ) -> None:
-    """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row."""
+    """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row.
+
+    `row_digests` are those it was started with where they do not lie in `root` (its mirror's).
+    """
     if recorded["data"] != asked["data"]:
         source = f" ({origins['train_data']})" if "train_data" in origins else ""
-        where = first_changed_row(root, prepared.row_digests)
+        where = first_changed_row(root, prepared.row_digests, row_digests)
         raise CannotContinueError(
             f"the training data are not those {root} was started with: "
             f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
@@ -74,10 +78,11 @@ def check_contract(
     contract.require_same(recorded, asked, run=str(root), origins=origins)
 
 
-def first_changed_row(root: Path, row_digests: bytes) -> str:
-    """Say in words which row is the first to differ from those the run was started with."""
+def first_changed_row(root: Path, row_digests: bytes, known: bytes | None = None) -> str:
+    """Say in words which row is the first to differ from those the run was started with (`known`, if not in `root`)."""
     try:
-        before = np.frombuffer((root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
+        content = (root / layout.DATA_DIGESTS_FILE).read_bytes() if known is None else known
+        before = np.frombuffer(content, dtype="<u8")
     except (OSError, ValueError):
         return f"{layout.DATA_DIGESTS_FILE} is missing or cut, so the row cannot be named"
     row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))
