@@ -18,7 +18,7 @@ from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
 from unbroken.store.manifest import ForeignError, Manifest
-from unbroken.store.place import FolderPlace, Place, copy_checkpoint, read, read_marker, verified
+from unbroken.store.place import BEGUN, FolderPlace, Place, copy_checkpoint, read, read_marker, verified
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
 JOURNAL_SECONDS = 10.0  # how old the copy of the journal may get between two commits
@@ -164,6 +164,7 @@ class Mirror:
             for each in [*sorted(spared & set(self._source.steps()) - {step} - self._sound), step]:
                 copy_checkpoint(self._source, self.place, each, self._run_id, self._tick)
                 self._sound.add(each)
+            self._become_run()
             self._arrived(Mirrored(step, time.perf_counter() - began))
             self._retire(spared)
         if finished is not None:
@@ -179,7 +180,8 @@ class Mirror:
         self._introduced = True  # until `look_again`, or a failure
         self.place.hold()
         if not belongs(self.place, self._run_id):
-            for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE, layout.RUN_FILE):  # the last makes it a run
+            self.place.put(layout.MIRRORING_FILE, self._run_id.encode())
+            for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE):
                 self.place.put(file, read(self._source, file))
         drifts = find_drifts(self._journal.path)
         for step in self.place.steps() if drifts else []:
@@ -187,6 +189,12 @@ class Mirror:
             if manifest is not None and abandoned(manifest, drifts):
                 self.place.remove(step)
                 self._sound.discard(step)
+
+    def _become_run(self) -> None:
+        """Make the place a run, once it holds a checkpoint: before that there is nothing to go on from."""
+        if layout.MIRRORING_FILE in self.place.names():
+            self.place.put(layout.RUN_FILE, read(self._source, layout.RUN_FILE))
+            self.place.drop(layout.MIRRORING_FILE)
 
     def _copy_journal(self) -> None:
         end = self._journal.end
@@ -270,7 +278,9 @@ def belongs(place: Place, run_id: str) -> bool:
     """
     document = place.document()
     if document is None:
-        foreign = place.foreign_names()
+        names = place.names()
+        ours = {layout.HOLDER_FILE} | (BEGUN if layout.MIRRORING_FILE in names else set())
+        foreign = [name for name in names if name not in ours and not name.startswith(".")]
         if foreign:
             shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
             raise CannotContinueError(

@@ -21,11 +21,12 @@ from unbroken.store.manifest import ForeignError, Manifest, decode, describe_dif
 from unbroken.store.run import read_run
 
 PIECE_BYTES = 4 << 20
-OURS = {  # what may lie in a mirror before its run.json does
+BEGUN = {  # what lies in a mirror, beside the mark that it was begun, before its run.json does
     layout.DATA_DIGESTS_FILE,
     layout.CONFIG_FILE,
-    layout.LOCK_FILE,
-    layout.HOLDER_FILE,
+    layout.JOURNAL_FILE,
+    layout.JOURNAL_FOLDER,
+    layout.CHECKPOINTS_FOLDER,
 }
 Tick = Callable[[], None]
 
@@ -49,14 +50,17 @@ class Place(Protocol):
     def document(self) -> dict[str, Any] | None:
         """Return the document of the run that is here, as `read_run` does; None if there is none."""
 
-    def foreign_names(self) -> list[str]:
-        """Return what lies here that a run does not begin with; asked where there is no run."""
+    def names(self) -> list[str]:
+        """Return the names of the files and folders that lie here."""
 
     def blocks(self, path: str) -> Iterator[bytes | memoryview]:
         """Yield the content of a file; each block is gone with the next."""
 
     def put(self, path: str, content: bytes) -> None:
         """Give a file its content, whole or not at all."""
+
+    def drop(self, path: str) -> None:
+        """Remove a file that is there."""
 
     def steps(self) -> list[int]:
         """Return in ascending order the steps something is here of, complete or not."""
@@ -200,11 +204,11 @@ class FolderPlace:
         """As `read_run`."""
         return read_run(self.root)
 
-    def foreign_names(self) -> list[str]:
-        """Return what is not ours. Raises `ConfigError` if the path is a file."""
+    def names(self) -> list[str]:
+        """Return what the folder holds. Raises `ConfigError` if it is a file."""
         if os.path.lexists(self.root) and not self.root.is_dir():
             raise ConfigError(f"mirror {self.root} is a file", next_step="choose another folder")
-        return [name for name in files.list_folder(self.root) if name not in OURS and not name.startswith(".")]
+        return files.list_folder(self.root)
 
     def blocks(self, path: str) -> Iterator[bytes | memoryview]:
         """Yield a file's content."""
@@ -214,6 +218,10 @@ class FolderPlace:
     def put(self, path: str, content: bytes) -> None:
         """Replace a file durably."""
         files.replace_file(self.root / path, content)
+
+    def drop(self, path: str) -> None:
+        """Remove a file."""
+        files.discard(self.root / path)
 
     def steps(self) -> list[int]:
         """Return the steps there are folders of."""

@@ -15,7 +15,7 @@ from unbroken.base.errors import ConfigError, StorageError, UnbrokenError
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
 from unbroken.store.manifest import Manifest
-from unbroken.store.place import OURS, PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among
+from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among
 from unbroken.store.run import decode_run
 
 
@@ -54,9 +54,9 @@ class UrlPlace:
             return None
         return decode_run(read(self, layout.RUN_FILE), f"{self.name}/{layout.RUN_FILE}")
 
-    def foreign_names(self) -> list[str]:
-        """Return what is not ours."""
-        return [name for name in self._names() if name not in OURS]
+    def names(self) -> list[str]:
+        """Return what lies directly under the URL."""
+        return self._names()
 
     def blocks(self, path: str) -> Iterator[bytes | memoryview]:
         """Yield a file's content."""
@@ -67,6 +67,11 @@ class UrlPlace:
     def put(self, path: str, content: bytes) -> None:
         """Write one object."""
         self._write(path, [content])
+
+    def drop(self, path: str) -> None:
+        """Remove one object."""
+        with self._talking("remove", path):
+            self._system.rm_file(self._at(path))
 
     def steps(self) -> list[int]:
         """Return the steps something is there of."""

@@ -301,6 +301,9 @@ class Loop:
             self._report(Notice(str(failure)))
         step, committed = self._engine.state.step, max(folder.checkpoints.steps(), default=0)
         self._engine.ended = Ended(step, finished=False, reason=LEFT, model="")
+        folder.offer(committed)
+        for event in folder.settle(committed):
+            self._report(event)
         if not self._refused:
             folder.journal.append({"kind": "stop", "n": step, "reason": LEFT})
         self._report(
