@@ -175,6 +175,7 @@ class Engine:
             self._last_record = restored.state["last_record"]
             before = json.loads(restored.documents[layout.SEGMENT_FILE])
             self.state.best = before["best"]
+            self.folder.offer(restored.step, {before["best"]["step"]} if before["best"] else ())
         for text in self.folder.checkpoints.notes:
             self.report(Notice(text))
         self.replay = Replay(self.folder.tail(restored), self.state.step)
@@ -203,6 +204,7 @@ class Engine:
                 "environment": numerics,
             }
             | environment.circumstances()
+            | ({"restored_from": self.folder.restored_from} if self.folder.restored_from else {})
         )
         for text in self.folder.journal.damaged:
             self.report(Notice(text))
@@ -221,6 +223,8 @@ class Engine:
             self.replay.drift(record["n"])
             self.folder.checkpoints.set_aside_from(record["n"])
             self.folder.journal.append({"kind": "drift", "n": record["n"], "text": str(refusal)})
+            if self.folder.mirror is not None:
+                self.folder.mirror.look_again()
             self.report(Notice(f"{refusal.what}; going on inexactly from step {record['n']}, as asked"))
             held = False
         if not held:
@@ -289,9 +293,13 @@ class Engine:
             self.report(Committed(done.step, done.snapshot_seconds, done.write_seconds))
             for text in done.notes:
                 self.report(Notice(text))
+            self.folder.offer(done.step, done.spared)
+        for news in self.folder.news():
+            self.report(news)
 
     def _end(self) -> None:
         step = self.state.step
+        best = None
         self._commit()
         self._poll(wait=True)
         finished = step == self.job.last_step and (self._settle() or not self.evaluations.missing(step))
@@ -304,6 +312,8 @@ class Engine:
                 self._take_canary()
             self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
         self.folder.journal.sync()
+        for news in self.folder.settle(step, best):
+            self.report(news)
         self.ended = Ended(
             step,
             finished,

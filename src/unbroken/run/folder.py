@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,37 @@ from unbroken.base.errors import BusyError, CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest
 from unbroken.run.contract import Contract
 from unbroken.run.proof import proof
-from unbroken.run.report import Ended
+from unbroken.run.report import Ended, Event, Mirrored, Notice
 from unbroken.store import files, layout
 from unbroken.store.checkpoints import Checkpoints, Restored, publish_model
 from unbroken.store.journal import Journal, Mark, read_last
 from unbroken.store.lock import RunLock
+from unbroken.store.mirror import Mirror
+from unbroken.store.place import FolderPlace, Place
 from unbroken.store.run import create_run, is_run, prepare_folder, read_run
 
 ASIDE_PREFIX = "before-restart-"
 FORK = "fork"  # the kind of a parent whose whole state was taken over, and of the journal's first record then
+STOP_SECONDS, FINISH_SECONDS = 20.0, 600.0  # how long the mirror is waited for
 
 
 class RunFolder:
     """An open run: its document (`run.json`), journal and checkpoints, under the run's lock."""
 
-    def __init__(self, root: Path, document: dict[str, Any], lock: RunLock, keep: int) -> None:
+    def __init__(
+        self, root: Path, document: dict[str, Any], lock: RunLock, keep: int, mirror: Place | None = None
+    ) -> None:
         self.root = root
         self.document = document
         self.lock = lock
         self.journal = Journal(root / layout.JOURNAL_FILE)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
+        self.restored_from = ""  # the mirror, where this segment's process fetched the run from it
+        self.mirror: Mirror | None = None
+        if mirror is not None:
+            self.mirror = Mirror(mirror, root, document["run_id"], self.journal, self.checkpoints.keep)
+            self.mirror.hold()
+            self.checkpoints.pinned = self.mirror.pinned
 
     @classmethod
     def create(
@@ -47,6 +58,7 @@ class RunFolder:
         keep: int,
         parent: Mapping[str, Any] | None = None,
         row_digests: bytes = b"",
+        mirror: Place | None = None,
     ) -> RunFolder:
         """Make `root` a run with this contract and hold it; whole or not at all.
 
@@ -70,10 +82,10 @@ class RunFolder:
         files.replace_file(root / layout.DATA_DIGESTS_FILE, row_digests)
         files.replace_file(root / layout.CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False).encode())
         create_run(root, document)
-        return cls(root, document, lock, keep)
+        return cls(root, document, lock, keep, mirror)
 
     @classmethod
-    def open(cls, root: Path, *, keep: int) -> RunFolder:
+    def open(cls, root: Path, *, keep: int, mirror: Place | None = None) -> RunFolder:
         """Hold an existing run. Raises `BusyError` if another process does."""
         lock = RunLock(root)
         lock.acquire()
@@ -82,7 +94,7 @@ class RunFolder:
             raise CannotContinueError(f"{root} is no run (it has no {layout.RUN_FILE})")
         for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
             files.sweep(folder, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))  # what a killed process was at
-        return cls(root, document, lock, keep)
+        return cls(root, document, lock, keep, mirror)
 
     @property
     def contract(self) -> Contract:
@@ -109,6 +121,42 @@ class RunFolder:
         """Place the model of checkpoint `step` as the run's finished model; return the SHA-256 of its weights."""
         return publish_model(self.root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step), self.root)
 
+    def offer(self, step: int, spared: Collection[int] = ()) -> None:
+        """Have a checkpoint copied to the mirror, if there is one, with those in `spared`; returns at once."""
+        if self.mirror is not None:
+            self.mirror.offer(step, spared)
+
+    def news(self) -> list[Event]:
+        """Return what came of the mirror since the last call."""
+        news = self.mirror.news() if self.mirror is not None else []
+        return [Notice(each) if isinstance(each, str) else Mirrored(each.step, each.seconds) for each in news]
+
+    def settle(self, step: int, best: int | None = None) -> list[Event]:
+        """Wait, within bounds, until the mirror holds the commit of `step`; say whether it does.
+
+        `best` is the step whose model is the finished one; without it the run has only stopped, and time is short.
+        """
+        if self.mirror is None:
+            return []
+        there = self.mirror.settle(STOP_SECONDS if best is None else FINISH_SECONDS, best)
+        place, held = self.mirror.place.name, self.mirror.step
+        if there and held == step:
+            return [*self.news(), Notice(f"the mirror {place} holds step {step}")]
+        known = "no step of this segment" if held is None else f"step {held}"
+        line = f"the mirror {place} does not hold the last commit, of step {step}: it holds {known}"
+        return [*self.news(), Notice(f"{line}; the same command copies it")]
+
+    def complete_mirror(self) -> list[Event]:
+        """Make the mirror of a finished run whole, should the process that finished it not have come to that."""
+        record = read_last(self.journal.path)
+        if self.mirror is None or record is None:
+            return []
+        steps = self.checkpoints.steps()
+        if not steps:
+            return []  # removed to save space, once the run was finished
+        self.offer(steps[-1], {record["best"]} & set(steps))
+        return self.settle(steps[-1], record["best"] if record["best"] in steps else steps[-1])
+
     def proof(self) -> dict[str, Any]:
         """Return what the journal proves about the run."""
         return proof(self.journal.records())
@@ -133,6 +181,8 @@ class RunFolder:
             with suppress(StorageError):
                 self.checkpoints.wait()
         finally:
+            if self.mirror is not None:
+                self.mirror.close()
             self.journal.close()
             self.lock.release()
 
@@ -150,6 +200,11 @@ def move_aside(root: Path) -> Path:
         lock.release()
     files.discard(moved / layout.HOLDER_FILE)
     return moved
+
+
+def move_mirror_aside(place: Place) -> Path | None:
+    """Rename the run in a folder that is a mirror, as `move_aside` does; None if there is none."""
+    return move_aside(place.root) if isinstance(place, FolderPlace) and is_run(place.root) else None
 
 
 def _has_sum(path: Path, sha256: str) -> bool:

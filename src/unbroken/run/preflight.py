@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MB = 1e6
 SPARE_FILES = 64  # journal, evaluations, caches
+RESTORED = {layout.JOURNAL_FILE, layout.CHECKPOINTS_FOLDER}
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def require_new_folder(root: Path) -> None:
             f"output_dir {root} cannot be read: {failure.strerror}",
             next_step="choose another output_dir or change its permissions",
         ) from None
-    foreign = [name for name in names if name not in BEFORE_CREATION and not name.startswith(".")]
+    cut_short = RESTORED if layout.RESTORING_FILE in names else set()  # fetching it from its mirror was
+    foreign = [name for name in names if name not in BEFORE_CREATION | cut_short and not name.startswith(".")]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise ConfigError(

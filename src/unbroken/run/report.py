@@ -58,6 +58,14 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Mirrored:
+    """The commit of `step` is in the mirror too, `seconds` after its turn came; training did not wait."""
+
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Evaluated:
     """The metrics after `step` finished steps."""
 
@@ -83,7 +91,7 @@ class Notice:
     text: str
 
 
-Event = Began | Stepped | Boundary | Replayed | Committed | Evaluated | Ended | Notice
+Event = Began | Stepped | Boundary | Replayed | Committed | Mirrored | Evaluated | Ended | Notice
 Reporter = Callable[[Event], None]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Committed:
     num_bytes: int
     removed: tuple[int, ...]
     notes: tuple[str, ...]
+    spared: frozenset[int] = frozenset()  # older steps this one cannot do without
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Checkpoints:
         self.home = root / layout.CHECKPOINTS_FOLDER
         self.run_id = run_id
         self.keep = max(keep, MIN_KEPT)
+        self.pinned: Callable[[], Collection[int]] = frozenset  # steps someone else reads just now
         self.notes: list[str] = []  # what the last `restore()` set aside or left alone, and why
         self._journal = journal
         self._staging = Staging()
@@ -189,7 +191,7 @@ class Checkpoints:
         written = time.perf_counter() - began
         self._sound.add(snapshot.step)
         removed, left = self._retire(spare)
-        return Committed(snapshot.step, 0.0, written, snapshot.size, tuple(removed), (*notes, *left))
+        return Committed(snapshot.step, 0.0, written, snapshot.size, tuple(removed), (*notes, *left), spare)
 
     def _retire(self, spare: frozenset[int]) -> tuple[list[int], list[str]]:
         """Remove what is older than `keep` checkpoints that verify; return it, and what would not go.
@@ -197,6 +199,7 @@ class Checkpoints:
         The commit has happened by now: nothing that fails here is a failure of it.
         """
         removed, problems, sound = list[int](), list[str](), 0
+        spare |= frozenset(self.pinned())
         try:
             steps = self.steps()
         except StorageError as failure:

@@ -184,6 +184,11 @@ def exchange(one: Path, other: Path) -> bool:
 
 def replace_file(path: Path, *blocks: bytes | memoryview) -> None:
     """Give `path` the content `blocks`, durably; at every instant it is the old file or the new one, whole."""
+    replace_with(path, blocks)
+
+
+def replace_with(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
+    """As `replace_file`, block by block."""
     aside = path.with_name(f"{UNFINISHED_PREFIX}{path.name}-{nonce()}")
     try:
         create_file(aside, blocks)

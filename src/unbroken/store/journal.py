@@ -168,6 +168,11 @@ class Journal:
             finally:
                 os.close(handle)
 
+    @property
+    def end(self) -> int:
+        """How many bytes of whole records there are."""
+        return self._end
+
     def mark(self) -> Mark:
         """Return the place after the last record. Cost: the records since the last mark given or taken."""
         with self._turn:

@@ -31,6 +31,12 @@ BROKEN_PREFIX = ".broken-"  # a checkpoint that failed its checks; kept for peop
 DRIFTED_PREFIX = ".drifted-"  # a checkpoint of steps that were done again with other results, as was accepted
 FOREIGN_PREFIX = ".foreign-"  # another run's checkpoint that stood where ours had to go
 TORN_PREFIX = "journal.torn-"  # an unfinished last record cut from the journal
+EARLIER_PREFIX = ".earlier-"  # in a mirror: a journal that is not the beginning of the run's
+RESTORING_FILE = ".restoring"  # there while a run is fetched from its mirror
+MIRRORING_FILE = ".mirroring"  # in a mirror that holds no checkpoint yet, and no run.json therefore
+
+JOURNAL_FOLDER = "journal"  # in a mirror that cannot append: pieces, named by the byte they begin at
+PIECE_SUFFIX = ".jsonl"
 
 
 def checkpoint_name(step: int) -> str:

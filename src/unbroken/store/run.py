@@ -86,6 +86,11 @@ def read_run(root: Path) -> dict[str, Any] | None:
         raise ConfigError(
             f"cannot read {path}: {failure.strerror or failure}", next_step="check the path and its permissions"
         ) from failure
+    return decode_run(text, str(path))
+
+
+def decode_run(text: bytes, path: str) -> dict[str, Any]:
+    """Return the document whose bytes are `text`. Raises `CannotContinueError` as `read_run` does."""
     try:
         document = json.loads(text)
         sound = document.pop(DIGEST_KEY) == digest(canonical(document))

@@ -5,7 +5,7 @@ Nothing is written, neither in the run nor in a cache, and the run's lock is lef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unbroken.base.errors import BusyError, CannotContinueError, UnbrokenError
 from unbroken.run import contract
 from unbroken.run.findings import Section
+from unbroken.run.mirroring import mirror_of, row_digests_in, run_in_mirror
 from unbroken.run.preflight import (
     Demand,
     existing_ancestor,
@@ -126,6 +127,8 @@ def check(request: Request, *, time_steps: bool = False, progress: Progress = la
             lambda: _contract(root, recorded, task.prepare(config, None, root), config, threads, found, request)
         )
         found.attempt(lambda: _environment(stand, looker.device, threads))
+    if config.mirror:
+        found.attempt(lambda: _mirror(root, document, task, config, request))
     found.attempt(looker.steps)
     found.attempt(lambda: _memory(looker, free, None if recorded is None else measured_demand(root)))
     found.attempt(lambda: _disk(root, looker, config, new=recorded is None, found=found))
@@ -211,6 +214,27 @@ def _contract(
             for path, old, new in changed
         }
     return Section("contract", values, warnings=prepared.notes)
+
+
+def _mirror(
+    root: Path, document: Mapping[str, Any] | None, task: Task, config: TrainingConfig, request: Request
+) -> Section:
+    """What the mirror holds; a run that `train` would restore from it is compared with what was asked for."""
+    place = mirror_of(config.mirror, root)
+    assert place is not None
+    there = run_in_mirror(place, root, document, restart=request.restart)
+    steps = place.steps()
+    if there is not None:
+        then = resolve_config(request, there)
+        recorded, prepared = dict(there["contract"]), task.prepare(then, None)
+        asked = compose_contract(then, prepared, resolve_threads(then, recorded), then.device)
+        check_contract(root, recorded, asked, prepared, then, request.origins, row_digests_in(place))
+    values = {
+        "place": place.name,
+        "newest_step": steps[-1] if steps else "none",
+        "train_restores_from_it": there is not None,
+    }
+    return Section("mirror", values)
 
 
 def _environment(stand: RunSummary, device: torch.device, threads: int) -> Section | None:

@@ -81,12 +81,15 @@ class TrainingConfig(Config):
     save_steps: int | None = operational(None, gt=0, description="commit after every so many steps")
     save_seconds: float | None = operational(None, gt=0, description="commit about every so many seconds")
     save_total_limit: int = operational(2, ge=2, description="checkpoints kept; never under two verified ones")
+    mirror: str | None = operational(
+        None, description="folder or fsspec URL that holds a copy of the run; a new machine restores from it"
+    )
     eval_steps: int | None = operational(None, gt=0, description="evaluate every so many steps; always start and end")
     load_best_model_at_end: bool = identity(False, description="the finished model is the best evaluated one")
     metric_for_best_model: str | None = identity(None, description="default: the task's main metric")
     greater_is_better: bool = identity(True, description="whether more of that metric is better")
 
-    @field_validator("model", "output_dir", "train_data", "eval_data", mode="before")
+    @field_validator("model", "output_dir", "train_data", "eval_data", "mirror", mode="before")
     @classmethod
     def _home(cls, value: Any) -> Any:
         return os.path.expanduser(os.fspath(value)) if isinstance(value, str | os.PathLike) else value

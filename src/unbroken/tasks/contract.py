@@ -65,15 +65,17 @@ def check_contract(
     prepared: Prepared,
     config: TrainingConfig,
     origins: Mapping[str, str],
+    row_digests: bytes | None = None,
 ) -> None:
     """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row.
 
-    Where a fork is a way out, its command is given.
+    Where a fork is a way out, its command is given. `row_digests` are those it was started with where they do not lie
+    in `root` (its mirror's).
     """
-    fork = fork_for(root, recorded, asked, config)
+    fork = fork_for(root, recorded, asked, config) if row_digests is None else None
     if recorded["data"] != asked["data"]:
         source = f" ({origins['train_data']})" if "train_data" in origins else ""
-        where = first_changed_row(root, prepared.row_digests)
+        where = first_changed_row(root, prepared.row_digests, row_digests)
         raise CannotContinueError(
             f"the training data are not those {root} was started with: "
             f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
@@ -108,14 +110,19 @@ def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, 
     return contract.fork_command(str(root), changes)
 
 
-def first_changed_row(root: Path, row_digests: bytes) -> str:
-    """Say in words which row is the first to differ from those the run was started with."""
+def recorded_row_digests(root: Path) -> bytes:
+    """Return the digests of the rows a run was started with; nothing where they are missing or damaged."""
     try:
         content = (root / layout.DATA_DIGESTS_FILE).read_bytes()
     except OSError:
-        content = b""
-    recorded = (read_run(root) or {}).get("row_digests")
-    if digest(content) != recorded:
+        return b""
+    return content if digest(content) == (read_run(root) or {}).get("row_digests") else b""
+
+
+def first_changed_row(root: Path, row_digests: bytes, known: bytes | None = None) -> str:
+    """Say in words which row is the first to differ from those the run was started with (`known`, if not in `root`)."""
+    content = recorded_row_digests(root) if known is None else known
+    if not content:
         return f"{layout.DATA_DIGESTS_FILE} is missing or damaged, so the row cannot be named"
     before = np.frombuffer(content, dtype="<u8")
     row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))

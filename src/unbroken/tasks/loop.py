@@ -22,8 +22,9 @@ from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
 from unbroken.run.deadline import Deadline
 from unbroken.run.engine import Engine, Settings
-from unbroken.run.folder import RunFolder, move_aside
+from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
 from unbroken.run.preflight import require_new_folder, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
@@ -62,6 +63,7 @@ class Loop:
     without it the optimizer's own rates are kept. `max_grad_norm` clips; without it nothing does. `evaluate` is
     called at the start, every `eval_steps`, and at the end, in eval mode and without gradients.
 
+    `mirror` is a folder or fsspec URL that holds a copy of the run; where the run is lost, it is restored from there.
     `restart` moves a run that stands in the way aside; `accept_drift` goes on where results no longer repeat.
 
     Raises `ConfigError` or `DataError` for what could not be made exact, `CannotContinueError` if anything else than
@@ -96,6 +98,7 @@ class Loop:
         save_steps: int | None = None,
         save_seconds: float | None = None,
         save_total_limit: int = 2,
+        mirror: str | Path | None = None,
         threads: int | None = None,
         restart: bool = False,
         accept_drift: bool = False,
@@ -129,6 +132,12 @@ class Loop:
         self._settings: Callable[[], Settings] = lambda: Settings(
             Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True, accept_drift=accept_drift
         )
+        self._mirror = mirror_of(None if mirror is None else str(mirror), self._root)
+        if self._mirror is not None and restart:
+            run_in_mirror(self._mirror, self._root, read_run(self._root), restart=True)
+            moved = move_mirror_aside(self._mirror)
+            if moved is not None:
+                report(Notice(f"moved the earlier run's mirror to {moved}"))
         if restart and read_run(self._root) is not None:
             report(Notice(f"moved the earlier run to {move_aside(self._root)}"))
         self._check(data, fingerprint, threads)
@@ -148,6 +157,8 @@ class Loop:
             if finished is not None:
                 engine.load(finished.step)
                 engine.ended = finished
+                for event in folder.complete_mirror():
+                    self._report(event)
                 self._report(finished)
                 return
             with set_up(folder, engine.stop), self._guarded(), closing(engine.batches()) as batches:
@@ -233,25 +244,38 @@ class Loop:
     def _check(self, data: Rows, fingerprint: str | None, threads: int | None) -> None:
         """Refuse now what would fail later; pin the threads, for a run that exists to those it has."""
         document = read_run(self._root)
+        self._fetch = self._mirror and run_in_mirror(self._mirror, self._root, document, restart=False)
+        document = self._fetch or document
         recorded = document["contract"] if document else None
         environment.pin(threads or (recorded or {}).get("config", {}).get("threads") or torch.get_num_threads())
         State.initial(self._job)
         self._digests = row_digests(data) if fingerprint is None else np.empty(0, dtype=np.uint64)
         self._contract = describe(self._job, self._optimizer, self._extras, self._digests, fingerprint)
         if recorded is not None:
-            require_unchanged(self._root, recorded, self._contract, self._digests)
-            return
+            known = row_digests_in(self._mirror) if self._fetch and self._mirror else None
+            require_unchanged(self._root, recorded, self._contract, self._digests, known)
+            if not self._fetch:
+                return
         require_new_folder(self._root)
         weights = sum(tensor.numel() * tensor.element_size() for _, tensor in held_tensors(self._job.modules))
         require_space(self._root, weights * (CHECKPOINT_MULTIPLE * (self._keep + 1) + 1))
 
     def _open(self) -> RunFolder:
-        """Hold the run, made now if it is new."""
+        """Hold the run, made now if it is new, fetched now if it is only in the mirror."""
+        fetched = ""
+        if self._mirror and self._fetch and read_run(self._root) is None:
+            fetched = bring_here(self._root, self._mirror, self._fetch, self._report)
         if read_run(self._root) is None:
             digests, config = self._digests.astype("<u8").tobytes(), self._contract["config"]
-            return RunFolder.create(self._root, self._contract, config=config, keep=self._keep, row_digests=digests)
-        folder = RunFolder.open(self._root, keep=self._keep)
+            return RunFolder.create(
+                self._root, self._contract, config=config, keep=self._keep, row_digests=digests, mirror=self._mirror
+            )
+        folder = RunFolder.open(self._root, keep=self._keep, mirror=self._mirror)
+        folder.restored_from = fetched
         try:
+            if self._mirror and not fetched:
+                run_id = folder.document["run_id"]
+                folder.restored_from = bring_newer(self._root, self._mirror, run_id, self._report)
             require_unchanged(self._root, folder.contract, self._contract, self._digests)
         except CannotContinueError:
             folder.close()
@@ -291,6 +315,9 @@ class Loop:
             self._report(Notice(str(failure)))
         step, committed = self._engine.state.step, max(folder.checkpoints.steps(), default=0)
         self._engine.ended = Ended(step, finished=False, reason=LEFT, model="")
+        folder.offer(committed)
+        for event in folder.settle(committed):
+            self._report(event)
         if not self._refused:
             folder.journal.append({"kind": "stop", "n": step, "reason": LEFT})
         self._report(

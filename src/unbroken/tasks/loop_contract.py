@@ -106,14 +106,20 @@ def describe_extra(name: str, thing: Any) -> Any:
     return {"class": type(thing).__name__, "begins with": encode(thing.state_dict(), name)}
 
 
-def require_unchanged(root: Path, recorded: Contract, asked: Contract, digests: NDArray[np.uint64]) -> None:
-    """Raise `CannotContinueError` naming what differs from how the run was started, both values each."""
+def require_unchanged(
+    root: Path, recorded: Contract, asked: Contract, digests: NDArray[np.uint64], known: bytes | None = None
+) -> None:
+    """Raise `CannotContinueError` naming what differs from how the run was started, both values each.
+
+    `known` are the digests of its rows where they do not lie in `root` (its mirror's).
+    """
     if recorded.get("config", {}).get("task") != "loop":
         raise CannotContinueError(f"{root} is a run of another kind", next_step="choose another output_dir")
     if recorded["data"] != asked["data"]:
         try:
-            before = np.frombuffer((root / layout.DATA_DIGESTS_FILE).read_bytes(), dtype="<u8")
-        except OSError:
+            content = (root / layout.DATA_DIGESTS_FILE).read_bytes() if known is None else known
+            before = np.frombuffer(content, dtype="<u8")
+        except (OSError, ValueError):
             before = np.empty(0, dtype=np.uint64)
         row = first_difference(before, digests) if len(before) and len(digests) else None
         where = "" if row is None else f"; the first row that differs is row {row + 1}"

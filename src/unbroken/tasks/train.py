@@ -16,6 +16,7 @@ from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenErro
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run.cadence import Cadence
 from unbroken.run.deadline import Deadline
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
 from unbroken.run.preflight import (
     require_device_memory,
     require_new_folder,
@@ -27,6 +28,7 @@ from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
 from unbroken.store.journal import read_last
+from unbroken.store.place import Place
 from unbroken.store.run import is_run, read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
@@ -111,7 +113,8 @@ class InputsGoneError(ConfigError):
 class Start:
     """A request that holds: all that can be wrong with it short of loading the model has been looked at.
 
-    `document` is that of the run as it stands in `root`, None if there is to be a new one.
+    `document` is that of the run as it stands in `root` or is to be fetched from the mirror (`fetch`), None if there
+    is to be a new one.
     """
 
     root: Path
@@ -120,6 +123,8 @@ class Start:
     prepared: Prepared
     threads: int
     step: int | None
+    mirror: Place | None = None
+    fetch: bool = False
 
 
 def carry_out(request: Request, report: Reporter, stop: StopRequest, progress: Progress = lambda *args: None) -> Ended:
@@ -162,16 +167,23 @@ def look_over(request: Request) -> Start:
     root = output_dir(request.values)
     document = None if request.restart else read_run(root)
     config = resolve_config(request, document)
+    mirror = mirror_of(config.mirror, root)
+    fetch = False
+    if mirror is not None:
+        there = run_in_mirror(mirror, root, read_run(root), restart=request.restart)
+        if there is not None:
+            document, fetch, config = there, True, resolve_config(request, there)
     step = step_asked_for(request.resume_from_checkpoint, root)
     if request.restart and step is not None:
         raise ConfigError("--restart starts over, --resume_from_checkpoint goes on", next_step="give one of them")
     if request.restart and is_run(root):
         require_movable(root)
-    elif document is None:
+    elif document is None or fetch:
         require_new_folder(root)
     try:
-        task, run = find_task(config.task), root if document else None
-        prepared = task.prepare(config, root / layout.CACHE_FOLDER if run else None, run)
+        here = None if document is None or fetch else root
+        task = find_task(config.task)
+        prepared = task.prepare(config, here and here / layout.CACHE_FOLDER, here)
     except (ConfigError, DataError) as failure:
         if document is not None and is_finished(root):
             raise InputsGoneError(root, failure) from failure
@@ -180,18 +192,21 @@ def look_over(request: Request) -> Start:
     threads = resolve_threads(config, recorded)
     if recorded is not None:
         asked = compose_contract(config, prepared, threads, device=config.device)
-        check_contract(root, recorded, asked, prepared, config, request.origins)
-        if not is_finished(root):
+        assert mirror is not None or not fetch
+        digests = row_digests_in(mirror) if mirror is not None and fetch else None
+        check_contract(root, recorded, asked, prepared, config, request.origins, digests)
+        if not fetch and not is_finished(root):
             require_ready(root, config.save_total_limit)
-    else:
-        require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (config.save_total_limit + 1) + 1))
-    return Start(root, config, document, prepared, threads, step)
+    if recorded is None or fetch:
+        checkpoints = config.save_total_limit + 1 + (mirror is not None)  # one more while it is copied
+        require_space(root, prepared.weights_bytes * (CHECKPOINT_MULTIPLE * checkpoints + 1))
+    return Start(root, config, document, prepared, threads, step, mirror, fetch)
 
 
 def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, progress: Progress) -> Ended:
     """Load the model, make the run, train."""
     from unbroken.run import environment
-    from unbroken.run.folder import RunFolder, move_aside
+    from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
     from unbroken.tasks.device import resolve_device
 
     config, prepared = start.config, start.prepared
@@ -203,6 +218,10 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         poll()
     if request.restart and is_run(start.root):
         report(Notice(f"moved the earlier run to {move_aside(start.root)}"))
+    if request.restart and start.mirror is not None:
+        moved = move_mirror_aside(start.mirror)
+        if moved is not None:
+            report(Notice(f"moved the earlier run's mirror to {moved}"))
     folder = RunFolder.create(
         start.root,
         compose_contract(config, prepared, start.threads, device),
@@ -210,6 +229,7 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         keep=config.save_total_limit,
         parent=prepared.parent,
         row_digests=prepared.row_digests,
+        mirror=start.mirror,
     )
     if prepared.parent:
         report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
@@ -225,12 +245,20 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
     from unbroken.run.folder import RunFolder
     from unbroken.tasks.device import resolve_device
 
-    folder = RunFolder.open(start.root, keep=start.config.save_total_limit)
+    fetched = ""
+    if start.mirror is not None and start.fetch and start.document is not None:
+        fetched = bring_here(start.root, start.mirror, start.document, report)
+    folder = RunFolder.open(start.root, keep=start.config.save_total_limit, mirror=start.mirror)
     try:
         if folder.document != start.document:
             raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
+        if start.mirror is not None and not start.fetch:
+            fetched = bring_newer(start.root, start.mirror, folder.document["run_id"], report)
+        folder.restored_from = fetched
         finished = folder.finished()
         if finished is not None:
+            for event in folder.complete_mirror():
+                report(event)
             report(finished)
             return finished
         for text in start.prepared.notes:
@@ -335,7 +363,10 @@ def recorded_values(root: Path) -> dict[str, Any]:
         raise ConfigError(f"{root} is no run (it has no {layout.RUN_FILE})", next_step="give a configuration file")
     if document["config"].get("task") == "loop":
         raise ConfigError(f"{run} is the run of a loop of your own", next_step="run your script again: it goes on")
-    return dict(document["config"]) | {"output_dir": str(run)}
+    values = dict(document["config"]) | {"output_dir": str(run)}
+    if values.get("mirror") and run is not None and Path(values["mirror"]).resolve() == run.resolve():
+        values["mirror"] = None  # the mirror itself was given, to go on in
+    return values
 
 
 def step_asked_for(resume: bool | str | None, root: Path) -> int | None:

@@ -15,6 +15,7 @@ from unbroken.run.report import (
     Ended,
     Evaluated,
     Event,
+    Mirrored,
     Notice,
     Replayed,
     Stepped,
@@ -36,6 +37,7 @@ class Terminal:
         self.clock = clock
         self.live = stream.isatty()
         self.safe_step = 0
+        self.mirrored_step: int | None = None
         self._drawn_at = -1e9
         self._line = ""
         self._began = Began(0, 0, 0, 1, 0)
@@ -64,6 +66,8 @@ class Terminal:
                 self._step(event)
             case Committed(step):
                 self.safe_step = step
+            case Mirrored(step):
+                self.mirrored_step = step
             case Boundary(recorded, first_new):
                 self._say(
                     f"last recorded step {recorded['n']}: loss {recorded['loss']:.6f}, "
@@ -108,6 +112,8 @@ class Terminal:
             f"step {event.step:,}/{self._began.last_step:,}  loss {event.loss:.4f}  {rate:.0f} samples/s  "
             f"ETA {clock_time(seconds_left)}  safe up to step {self.safe_step:,}"
         )
+        if self.mirrored_step is not None:
+            text += f", mirrored up to {self.mirrored_step:,}"
         self._draw(text)
 
     def _end(self, event: Ended) -> None:

@@ -1,0 +1,219 @@
+"""A run and its mirror: looked at before training, restored from on a new machine.
+
+Restoring is mirroring backwards. `run.json` comes last, so that the folder is no run until it is whole; killed
+before that, the same command begins anew and keeps what already verifies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
+from unbroken.base.fingerprint import digest
+from unbroken.run.report import Notice, Reporter
+from unbroken.store import files, layout
+from unbroken.store.files import DamagedError
+from unbroken.store.journal import Journal, read_last, read_records
+from unbroken.store.manifest import ForeignError
+from unbroken.store.mirror import abandoned, belongs, find_drifts
+from unbroken.store.place import (
+    FolderPlace,
+    Place,
+    checkpoint_path,
+    copy_checkpoint,
+    open_place,
+    read,
+    read_marker,
+)
+from unbroken.store.run import is_run
+
+
+def mirror_of(target: str | None, root: Path) -> Place | None:
+    """Return the place that is to mirror the run at `root`; touches nothing. None without a target.
+
+    Raises `ConfigError` if it lies in the run or the run in it, or cannot be reached with what is installed.
+    """
+    if not target:
+        return None
+    place = open_place(target)
+    if isinstance(place, FolderPlace):
+        there, here = place.root.resolve(), root.resolve()
+        if there.is_relative_to(here) or here.is_relative_to(there):
+            raise ConfigError(
+                f"mirror {place.name} and output_dir {root} lie in each other",
+                why="a lost disk would take both",
+                next_step="give the mirror a place on another disk or machine",
+            )
+    return place
+
+
+def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, restart: bool) -> dict[str, Any] | None:
+    """Return the document of the run to restore from the mirror, None if there is none or it is not needed.
+
+    `local` is the document of the run at `root`. With it, a mirror that cannot be looked at is met again, and said,
+    while training; without it, whether there is a run to go on with could not be told. Raises `CannotContinueError`
+    if the mirror holds another run, and for `restart` where a mirror cannot be moved aside; `StorageError`.
+    """
+    if local is not None:
+        try:
+            if belongs(place, local["run_id"]) and restart:
+                _require_movable(place)
+        except CannotContinueError:
+            raise
+        except UnbrokenError:
+            if restart:
+                raise
+        return None
+    try:
+        document = place.document()
+        if document is None:
+            belongs(place, "")  # or there are files of someone else
+    except StorageError as failure:
+        raise StorageError(
+            failure.what,
+            why=f"{root} is no run yet, and whether the mirror holds one to go on with cannot be told",
+            next_step=f"{failure.next_step}, or leave `mirror` out to begin a new run",
+        ) from failure
+    if document is not None and restart:
+        _require_movable(place)
+        return None
+    return document
+
+
+def _require_movable(place: Place) -> None:
+    if not place.movable:
+        raise CannotContinueError(
+            f"the mirror {place.name} holds the run that --restart would replace",
+            why="it cannot be renamed there, and is not deleted",
+            next_step="give the new run another mirror: --set mirror=URL",
+        )
+
+
+def row_digests_in(place: Place) -> bytes:
+    """Return the digests of the rows the mirrored run was started with; nothing if they are missing or damaged."""
+    try:
+        content = read(place, layout.DATA_DIGESTS_FILE)
+        return content if digest(content) == (place.document() or {}).get("row_digests") else b""
+    except (CannotContinueError, StorageError):
+        return b""
+
+
+def restore_run(root: Path, place: Place, document: Mapping[str, Any]) -> list[str]:
+    """Make `root` the run that the mirror holds: with its newest checkpoint that verifies, and its journal.
+
+    Returns in words what was passed over. Raises `CannotContinueError`, and `root` is no run then, if the mirror has
+    checkpoints or knows of commits and none verifies; `BusyError` and `StorageError`.
+    """
+    files.make_folders(root)
+    local, run_id = FolderPlace(root), str(document["run_id"])
+    local.hold()
+    try:
+        if is_run(root):  # another process was faster
+            return []
+        files.replace_file(root / layout.RESTORING_FILE, b"")
+        files.replace_with(root / layout.JOURNAL_FILE, place.journal_blocks())
+        step, notes = fetch_newest(local, place, run_id, -1)
+        if not local.steps() and (place.steps() or _knows_of_commits(root)):
+            raise CannotContinueError(
+                f"no checkpoint in the mirror {place.name} verifies",
+                why="; ".join(notes) or "they are gone",
+                next_step="put an intact copy back into it, or begin anew with another output_dir and mirror",
+            )
+        _reopen(root, step, place.name)
+        for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE, layout.RUN_FILE):
+            local.put(file, read(place, file))
+        files.discard(root / layout.RESTORING_FILE)
+        return notes
+    finally:
+        local.release()
+
+
+def catch_up(root: Path, place: Place, run_id: str) -> tuple[int | None, list[str]]:
+    """Fetch the mirror's newest good checkpoint if it is newer than every good one the run at `root` has.
+
+    For the process that holds the run. Returns the step fetched, if one was, and what was passed over, in words.
+    """
+    local = FolderPlace(root)
+    try:
+        newest = max(place.steps(), default=-1)
+        if newest <= _newest_good(local, run_id, above=newest):
+            return None, []
+        return fetch_newest(local, place, run_id, _newest_good(local, run_id))
+    except StorageError as failure:
+        return None, [f"the mirror could not be looked at: {failure}"]
+
+
+def fetch_newest(local: FolderPlace, place: Place, run_id: str, above: int) -> tuple[int | None, list[str]]:
+    """Copy the newest checkpoint of a step beyond `above` that verifies, with the one it names as the best.
+
+    Every byte is compared with the manifest before the checkpoint has its name here.
+    """
+    notes: list[str] = []
+    drifts = find_drifts(local.root / layout.JOURNAL_FILE)
+    for step in sorted((step for step in place.steps() if step > above), reverse=True):
+        try:
+            manifest, _ = read_marker(place, step, run_id)
+            if abandoned(manifest, drifts):
+                continue
+            copy_checkpoint(place, local, step, run_id, digests=True)
+            best = json.loads(read(local, checkpoint_path(step, layout.SEGMENT_FILE)))["best"]
+            if best is not None:
+                copy_checkpoint(place, local, best["step"], run_id, digests=True)
+        except ForeignError as foreign:
+            notes.append(f"{foreign.what}; it was left alone")
+        except DamagedError as damage:
+            notes.append(f"checkpoint of step {step} in the mirror: {damage.what}; passed over")
+            if step in local.steps():  # whole, but of no use without the best one
+                local.clear(step)
+        else:
+            return step, notes
+    return None, notes
+
+
+def _reopen(root: Path, step: int | None, name: str) -> None:
+    """Have a run that was finished make its last steps again where the checkpoint of the last one is not to be had."""
+    last = read_last(root / layout.JOURNAL_FILE)
+    if last is not None and last["kind"] == "finish" and last["n"] != step:
+        journal = Journal(root / layout.JOURNAL_FILE)
+        journal.append({"kind": "restored", "n": step or 0, "from": name})
+        journal.sync()
+        journal.close()
+
+
+def _newest_good(local: FolderPlace, run_id: str, above: int = -1) -> int:
+    """Return the newest step whose checkpoint verifies, -1 if none does; steps below `above` are not looked at."""
+    for step in reversed(local.steps()):
+        if step < above:
+            break
+        try:
+            if not local.lacks(step, read_marker(local, step, run_id)[0], digests=True):
+                return step
+        except CannotContinueError:
+            continue
+    return -1
+
+
+def _knows_of_commits(root: Path) -> bool:
+    return any(record["kind"] == "commit" for record in read_records(root / layout.JOURNAL_FILE))
+
+
+def bring_here(root: Path, place: Place, document: Mapping[str, Any], report: Reporter) -> str:
+    """Restore the run from its mirror, as `restore_run` does, saying so; return the mirror's name."""
+    report(Notice(f"{root} is not here; the mirror {place.name} holds the run: restoring it"))
+    for text in restore_run(root, place, document):
+        report(Notice(text))
+    return place.name
+
+
+def bring_newer(root: Path, place: Place, run_id: str, report: Reporter) -> str:
+    """Fetch what `catch_up` fetches, saying so; return the mirror's name if something was, else nothing."""
+    step, notes = catch_up(root, place, run_id)
+    for text in notes:
+        report(Notice(text))
+    if step is None:
+        return ""
+    report(Notice(f"no checkpoint here is as new as that of step {step} in the mirror {place.name}: fetched it"))
+    return place.name
