@@ -133,13 +133,8 @@ class Loop:
             Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True, accept_drift=accept_drift
         )
         self._mirror = mirror_of(None if mirror is None else str(mirror), self._root)
-        if self._mirror is not None and restart:
-            run_in_mirror(self._mirror, self._root, read_run(self._root), restart=True)
-            moved = move_mirror_aside(self._mirror)
-            if moved is not None:
-                report(Notice(f"moved the earlier run's mirror to {moved}"))
-        if restart and read_run(self._root) is not None:
-            report(Notice(f"moved the earlier run to {move_aside(self._root)}"))
+        if restart:
+            self._move_aside()
         self._check(data, fingerprint, threads)
 
     def batches(self) -> Iterator[Any]:
@@ -240,6 +235,17 @@ class Loop:
     def epoch(self) -> int:
         """The epoch of step `step_number`, from 0."""
         return self._job.phases[0].plan.draw(self.step_number).epoch
+
+    def _move_aside(self) -> None:
+        """Rename the run that stands in the way, and its mirror; refuse before either where one cannot be."""
+        document = read_run(self._root)
+        if self._mirror is not None:
+            run_in_mirror(self._mirror, self._root, document, restart=True)
+        if document is not None:
+            self._report(Notice(f"moved the earlier run to {move_aside(self._root)}"))
+        moved = None if self._mirror is None else move_mirror_aside(self._mirror)
+        if moved is not None:
+            self._report(Notice(f"moved the earlier run's mirror to {moved}"))
 
     def _check(self, data: Rows, fingerprint: str | None, threads: int | None) -> None:
         """Refuse now what would fail later; pin the threads, for a run that exists to those it has."""
