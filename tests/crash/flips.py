@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -315,7 +316,7 @@ def flip_everything(work: Path, flips: int, seed: int = 0) -> dict[str, Counter[
     with spared_disk():
         for kind, share in zip(found, shares, strict=True):
             counts = results[kind.name] = Counter()
-            for _ in range(max(1, round(flips * share / sum(shares)))):
+            for _ in range(math.ceil(flips * share / sum(shares))):
                 path, begin, end = draw.choice(kind.places)
                 flip = Flip(path, draw.randrange(begin, end), draw.randrange(8))
                 with flipped(flip):

@@ -71,7 +71,7 @@ def without_preflight() -> None:
 def without_reservation() -> None:
     """And not by the reservation, but in the middle of a write."""
     without_preflight()
-    files._reserve = lambda handle, size: None
+    files.reserve = lambda handle, size: None
 
 
 VARIANTS: dict[str, Callable[[], None]] = {

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unbroken.store import files
+from unbroken.store.linux import RENAME_EXCHANGE, renameat2
 
 PAGE = 4096
 ROOT = 0
@@ -299,10 +300,10 @@ class Recorder:
     def renamed(self, original: Any, source: Any, target: Any, flags: int = 0) -> Any:
         """`os.replace`, `os.rename` and renameat2."""
         old, new = self._find(source), self._find(target)
-        answer = original(source, target, flags) if original.__name__ == "_renameat2" else original(source, target)
+        answer = original(source, target, flags) if original is renameat2 else original(source, target)
         if old is not None and new is not None and answer in (None, True):
             assert old[0] == new[0], "a rename from one folder to another is not part of the model"
-            left = new[2] if flags == files.RENAME_EXCHANGE else None
+            left = new[2] if flags == RENAME_EXCHANGE else None
             self._do(Op("names", old[0], str(target), names=((new[1], old[2]), (old[1], left))))
         return answer
 
@@ -322,16 +323,15 @@ def recording(root: Path) -> Iterator[Recorder]:
 
         return call
 
-    renameat2 = files._renameat2
     try:
         for name, original in watched.items():
             setattr(os, name, watch(original, getattr(recorder, handlers.get(name, name))))
-        files._renameat2 = watch(renameat2, recorder.renamed)
+        files.renameat2 = watch(renameat2, recorder.renamed)
         yield recorder
     finally:
         for name, original in watched.items():
             setattr(os, name, original)
-        files._renameat2 = renameat2
+        files.renameat2 = renameat2
 
 
 def read_tree(folder: Path) -> Tree:

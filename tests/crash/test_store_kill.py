@@ -176,7 +176,7 @@ def die_before(number: int, half: bool) -> list[str]:
 
     for name in CALLS:
         setattr(os, name, watched(name, getattr(os, name)))
-    files._renameat2 = watched("rename", files._renameat2)
+    files.renameat2 = watched("rename", files.renameat2)
     return done
 
 

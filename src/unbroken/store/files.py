@@ -10,7 +10,6 @@ What the callers rely on (resume.md 2(c); fsync(2); Pillai et al., OSDI 2014; Re
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import io
 import os
@@ -33,12 +32,10 @@ from unbroken.base.errors import CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest_blocks
 from unbroken.base.stopping import poll
 from unbroken.store.layout import TRASH_PREFIX, UNFINISHED_PREFIX
+from unbroken.store.linux import RENAME_EXCHANGE, RENAME_NOREPLACE, UNSUPPORTED, renameat2, reserve
 
 BLOCK_BYTES = 4 << 20  # hashing and writing release the interpreter lock once per block
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
-AT_FDCWD = -100  # linux/fcntl.h
 MISSING_OR_BAD = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO}
-UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 ADVICE = {
     errno.ENOSPC: "free some space on that disk and run the same command again",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again",
@@ -85,10 +82,11 @@ def create_file(path: Path, blocks: Iterable[bytes | memoryview], size: int | No
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             if size:
-                _reserve(handle, size)
+                reserve(handle, size)
             state, written = xxhash.xxh3_128(), 0
             for block in blocks:
-                for piece in _pieces(memoryview(block).cast("B")):
+                view = memoryview(block).cast("B")
+                for piece in (view[start : start + BLOCK_BYTES] for start in range(0, len(view), BLOCK_BYTES)):
                     state.update(piece)
                     write_fully(handle, piece)
                     written += len(piece)
@@ -175,11 +173,9 @@ def rename_new(source: Path, target: Path) -> bool:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Give two files or folders each other's names in one step and return True; False, changing nothing, where the
-    file system cannot. Durable after `sync_folder`. Raises `StorageError`.
-    """
+    """Exchange two names in one step and return True, or False where that cannot be done. Raises `StorageError`."""
     with refusals("rename", one):
-        return bool(_renameat2(one, other, RENAME_EXCHANGE))
+        return bool(renameat2(one, other, RENAME_EXCHANGE))
 
 
 def replace_file(path: Path, *blocks: bytes | memoryview) -> None:
@@ -209,7 +205,7 @@ def replace_array(path: Path, array: NDArray[Any]) -> None:
 
 def set_aside(path: Path, prefix: str) -> Path:
     """Rename `path` to `<prefix><name>-<n>` beside it, durably, and return the new name. Raises `StorageError`."""
-    target = _rename_numbered(path, path.with_name(f"{prefix}{path.name.lstrip('.')}"))
+    target = _rename_numbered(path, path, prefix)
     sync_folder(path.parent)
     return target
 
@@ -217,11 +213,10 @@ def set_aside(path: Path, prefix: str) -> Path:
 def take_place(new: Path, path: Path, prefix: str) -> Path:
     """Give `new` the name `path`, and what has that name `<prefix><name>-<n>` beside it, durably; return that name.
 
-    At every instant, and after a power loss, `path` is the old folder or the new one: `new` first takes the name
-    the old one is to have, then both are exchanged. Where the file system cannot do that, `path` is missing for a
-    moment. Raises `StorageError`.
+    At every instant `path` is the old one or the new one, but for a moment where the file system cannot exchange
+    names. Raises `StorageError`.
     """
-    aside = _rename_numbered(new, path.with_name(f"{prefix}{path.name.lstrip('.')}"))
+    aside = _rename_numbered(new, path, prefix)  # the name that is to be that of the old one
     try:
         exchanged = exchange(aside, path)
     except StorageError:
@@ -236,10 +231,10 @@ def take_place(new: Path, path: Path, prefix: str) -> Path:
     return aside
 
 
-def _rename_numbered(path: Path, stem: Path) -> Path:
-    """Rename `path` to the first of `<stem>-0`, `<stem>-1`, ... that is free, and return it."""
+def _rename_numbered(path: Path, old: Path, prefix: str) -> Path:
+    """Rename `path` to the first free one of `<prefix><old>-0`, `<prefix><old>-1`, ... beside `old`, and return it."""
     number = 0
-    while not rename_new(path, target := stem.with_name(f"{stem.name}-{number}")):
+    while not rename_new(path, target := old.with_name(f"{prefix}{old.name.lstrip('.')}-{number}")):
         number += 1
     return target
 
@@ -401,42 +396,12 @@ def nonce() -> str:
     return secrets.token_hex(4)
 
 
-def _pieces(data: memoryview) -> Iterator[memoryview]:
-    for start in range(0, len(data), BLOCK_BYTES):
-        yield data[start : start + BLOCK_BYTES]
-
-
 def _parents(paths: Iterable[str]) -> list[Path]:
     """Return the folders that hold `paths`, the inner ones first, without the outermost."""
     found = {parent for path in paths for parent in Path(path).parents if parent != Path()}
     return sorted(found, key=lambda folder: (-len(folder.parts), folder))
 
 
-def _reserve(handle: int, size: int) -> None:
-    if sys.platform != "linux":
-        return
-    try:
-        os.posix_fallocate(handle, 0, size)
-    except OSError as failure:
-        if failure.errno not in UNSUPPORTED:
-            raise
-
-
 def _rename_no_replace(source: Path, target: Path) -> bool | None:
     """Rename unless the target exists, and say whether; None where the system or the file system has no such call."""
-    return _renameat2(source, target, RENAME_NOREPLACE)
-
-
-def _renameat2(source: Path, target: Path, flags: int) -> bool | None:
-    """renameat2(2); False if the target must not exist and does, None where there is no such call or no such flag."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return None
-    if libc.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number == errno.EEXIST:
-        return False
-    if number in UNSUPPORTED:
-        return None
-    raise OSError(number, os.strerror(number), str(source))
+    return renameat2(source, target, RENAME_NOREPLACE)
