@@ -192,6 +192,19 @@ def test_what_a_fork_records(model: Path, tmp_path: Path) -> None:
     carry_on(again, asked, learning_rate=2e-3, batch_size=8)
 
 
+def test_the_parents_mirror_stays_the_parents(model: Path, tmp_path: Path) -> None:
+    asked = on_file(tmp_path, model, mirror=str(tmp_path / "mirror"))
+    train(asked, tmp_path / "run", stop_after=9)
+    before = content(tmp_path / "mirror")
+    assert before, "nothing was mirrored: the test shows nothing"
+    forked = fork(tmp_path / "run", tmp_path / "fork")
+    assert train({"task": "embed"}, forked.root).finished
+    assert content(tmp_path / "mirror") == before
+    own = fork(tmp_path / "run", tmp_path / "own", {"mirror": str(tmp_path / "other")})
+    assert train({"task": "embed"}, own.root).finished
+    assert final_state(tmp_path / "other") == final_state(own.root) == final_state(forked.root)
+
+
 def test_a_fork_whose_checkpoints_are_gone_does_not_start_over(model: Path, tmp_path: Path) -> None:
     asked = on_file(tmp_path, model)
     train(asked, tmp_path / "run", stop_after=9)

@@ -119,7 +119,7 @@ def _compose(root: Path, document: Mapping[str, Any], target: Path, changes: dic
     """Recompose the contract under the changes. Raises `CannotContinueError` for what the state cannot fit."""
     before = document["config"]
     values = {key: merge({key: before.get(key)}, {key: value})[key] for key, value in changes.items()}
-    values["output_dir"] = str(target)
+    values = {"mirror": None} | values | {"output_dir": str(target)}  # the parent's mirror is that of the parent alone
     if values.get("task", before["task"]) != before["task"]:
         raise CannotContinueError(
             f"task: {root} is a run of '{before['task']}', not of '{values['task']}'",

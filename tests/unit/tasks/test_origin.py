@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from unbroken.base.errors import ConfigError
+from unbroken.store.journal import START
+from unbroken.store.manifest import Manifest
 from unbroken.store.run import create_run
 from unbroken.tasks.origin import parse_run_at, resolve_model
 from unbroken.tasks.train import step_asked_for
@@ -22,7 +24,8 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     for place in ("model/1_Pooling", "cache", f"{CHECKPOINT}/model/1_Pooling", "checkpoints/00000004/model"):
         (root / place).mkdir(parents=True)
     for step in ("00000002", "00000004"):
-        (root / "checkpoints" / step / "MANIFEST.json").write_text("{}")
+        manifest = Manifest("abc", int(step), {}, {}, START)
+        (root / "checkpoints" / step / "MANIFEST.json").write_bytes(manifest.encode())
     (root / "checkpoints" / ".broken-00000006").mkdir()
     return root
 
