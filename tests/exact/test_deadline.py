@@ -60,9 +60,10 @@ def test_a_loop_that_has_no_time_to_restore(model: Path, tmp_path: Path, monkeyp
     """What follows the loop must not run: the process ends with 75, as after a stop between two steps."""
     Script(model).run(tmp_path / "whole")
     Script(model).run(tmp_path / "run", stop_after=5)
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as leaving:
+    with monkeypatch.context() as patch:
         patch.setattr(deadline, "SPARE_SECONDS", 7200)
-        Script(model, options={"stop_at": "+1h"}).run(tmp_path / "run")
+        with pytest.raises(SystemExit) as leaving:
+            Script(model, options={"stop_at": "+1h"}).run(tmp_path / "run")
     assert leaving.value.code == 75
     assert records(tmp_path / "run", "stop")[-1]["in_set_up"]
     assert len(records(tmp_path / "run", "segment")) == 1
