@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from bench.faults.outcome import KINDS, NOT_RUN, Outcome
 from bench.faults.rows import ROWS
+from bench.faults.server import REPOSITORY
 from bench.faults.systems import TITLES
 from bench.faults.trainers import Spec, peer_arguments
 
@@ -56,8 +58,17 @@ def about(seconds: Mapping[str, float]) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES) + f", Python {platform.python_version()}",
+        "commit": commit(),
         "duration": f"{sum(seconds.values()) / 60:.0f} minutes, load at the end {os.getloadavg()[1]:.1f}",
     }
+
+
+def commit() -> str:
+    """Return the commit of this checkout, and whether files differ from it."""
+    asked = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return (
+        subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    )
 
 
 def table(cells: Cells, systems: list[str]) -> str:

@@ -142,11 +142,9 @@ def asked_to_stop(system: System, number: signal.Signals) -> Outcome:
     code = system.server.wait(pid)
     kept, made = system.last_step(spec.output), system.sha256(spec.output)
     outcome = conclude(system, spec, number.name)
-    return replace(
-        outcome,
-        remark=f"exit code {code}, newest checkpoint that of step {kept}{', a model saved as if finished' if made else ''}. "
-        f"{outcome.remark}".strip(),
-    )
+    finished = ", a model saved as if finished" if made else ""
+    remark = f"exit code {code}, newest checkpoint that of step {kept}{finished}. {outcome.remark}"
+    return replace(outcome, remark=remark.strip())
 
 
 def disk_full(system: System) -> list[Outcome]:
