@@ -29,24 +29,23 @@ def main() -> None:
 
 
 def strike(rows: list[str], systems: list[str], home: Path, out: Path | None) -> str:
-    """Run the rows for each system in turn; return the page, written anew after every row if there is `out`."""
+    """Run each row for each system in turn; return the page, written anew after every row if there is `out`."""
     make_inputs(home)
     cells: dict[tuple[str, str], list[Outcome]] = {}
     seconds: dict[str, float] = {}
     text = ""
-    for name in systems:
-        system = System(name, home)
-        for row in (ROWS[key] for key in rows):
-            if name not in row.systems:
-                continue
+    trainers = [System(name, home) for name in systems]
+    for row in (ROWS[key] for key in rows):
+        for system in (found for found in trainers if found.name in row.systems):
             began = time.monotonic()
-            cells[row.name, name] = row.run(system)
-            seconds[f"{name} {row.name}"] = taken = time.monotonic() - began
-            counted = table.summary(cells[row.name, name], applies=True)
-            print(f"{name} row {row.name}, {taken:.0f} s: {counted}", file=sys.stderr, flush=True)
+            cells[row.name, system.name] = row.run(system)
+            seconds[f"{system.name} {row.name}"] = taken = time.monotonic() - began
+            counted = table.summary(cells[row.name, system.name], applies=True)
+            print(f"{system.name} row {row.name}, {taken:.0f} s: {counted}", file=sys.stderr, flush=True)
             text = table.board(cells, systems, seconds)
             if out:
                 table.write(out, text)
+    for system in trainers:
         system.server.close()
     return text
 

@@ -70,9 +70,9 @@ def flipped_bits(system: System) -> list[Outcome]:
 def regions(name: str) -> dict[str, int]:
     """Return how many flips each region of a file gets; files that hold state get more than the others."""
     if name.endswith(".safetensors"):
-        return {"header": 2, "tensor data": 6}
+        return {"header": 2, "tensor data": 4}
     state = name.endswith((".pt", ".pth")) or Path(name).name in ("trainer_state.json", "state.json", "MANIFEST.json")
-    return {"anywhere": 6 if state else 1}
+    return {"anywhere": 4 if state else 1}
 
 
 def bounds(content: bytearray, region: str) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from bench.faults.server import kill, state_of
 from bench.faults.systems import System
 from bench.faults.trainers import Spec
 
-RANDOM_KILLS = 24
+RANDOM_KILLS = 16
 SYSTEM_CALLS = (
     "openat,open,creat,mkdir,mkdirat,write,pwrite64,ftruncate,fallocate,fsync,fdatasync,close,"
     "rename,renameat,renameat2,unlink,unlinkat,rmdir"
@@ -66,7 +66,7 @@ class Call:
     target: str
 
 
-def every_call_of_a_save(system: System, most: int = 24) -> list[Outcome]:
+def every_call_of_a_save(system: System, most: int = 16) -> list[Outcome]:
     """Kill the process when it enters the k-th call that touches the run's folder while it saves step 12."""
     if shutil.which("strace") is None:
         return []
