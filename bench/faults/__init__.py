@@ -1,0 +1,1 @@
+"""The same faults for three trainers, ours and two peers': `python -m bench.faults --help`."""

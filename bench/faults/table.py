@@ -1,0 +1,138 @@
+"""The board in Markdown: a table, what the words mean, what was run, and every case."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench.faults.outcome import KINDS, NOT_RUN, Outcome
+from bench.faults.rows import ROWS
+from bench.faults.server import REPOSITORY
+from bench.faults.systems import TITLES
+from bench.faults.trainers import Spec, peer_arguments
+
+PACKAGES = ("unbroken", "torch", "transformers", "sentence-transformers", "accelerate", "datasets")
+Cells = Mapping[tuple[str, str], list[Outcome]]
+
+HOW = """\
+Each case is a real process that trains a model of two layers with dropout on a CPU (24 steps of 4 rows, 11 steps an
+epoch, a save every 4 steps, 2 kept), is struck, and is then given **the same command again**. The oracle is an
+uninterrupted run of the same command by the same system in the same environment: SHA-256 of the finished weights, and
+the recorded losses. A case of a row in which nothing is said otherwise begins from a run killed after step 14. Where
+the command fails, the newest checkpoint is deleted by hand and the command given again; the remark says what came of
+it. The same code judges all systems. Processes are forked from one that has imported what the system imports, and has
+done nothing else.
+
+The faults are not equally likely in life. In a run this small a save is a large part of the time, so random kills hit
+saves much more often than they would in a long training; row 1 tells the two apart.
+
+"Said" is a line that neither an uninterrupted run nor a plain resume prints, at `log_level="info"` for the peers.
+A traceback counts as a refusal if its last frame is a `raise` of the trainer's own code, otherwise as a crash.
+A distance of 1 is that of the weights of a run with another seed."""
+
+
+def board(cells: Cells, systems: list[str], seconds: Mapping[str, float]) -> str:
+    """Return the whole page."""
+    parts = ["# The same faults, three trainers", "Written by `python -m bench.faults`; not edited by hand.", HOW]
+    parts.append("\n".join(f"- {key}: {value}" for key, value in about(seconds).items()))
+    parts.append(table(cells, systems))
+    words = "\n".join(f"- **{kind}**: {meaning}." for kind, meaning in reversed(KINDS.items()))
+    parts.append(f"## The words\n\n{words}\n- **{NOT_RUN}**: claims nothing. **n/a**: there is no such thing there.")
+    parts.append(f"## Settings\n\n{settings()}")
+    parts.append("## Every case\n\n" + "\n\n".join(details(cells, systems)))
+    return "\n\n".join(parts) + "\n"
+
+
+def about(seconds: Mapping[str, float]) -> dict[str, Any]:
+    from unbroken.run.environment import cpu_model
+
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES) + f", Python {platform.python_version()}",
+        "commit": commit(),
+        "duration": f"{sum(seconds.values()) / 60:.0f} minutes, load at the end {os.getloadavg()[1]:.1f}",
+    }
+
+
+def commit() -> str:
+    """Return the commit of this checkout, and whether files differ from it."""
+    asked = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return (
+        subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    )
+
+
+def table(cells: Cells, systems: list[str]) -> str:
+    lines = [
+        "| # | fault | " + " | ".join(TITLES[name] for name in systems) + " | command |",
+        "|---|---|" + "---|" * (len(systems) + 1),
+    ]
+    for name, row in ROWS.items():
+        shown = (summary(cells.get((name, system)), system in row.systems) for system in systems)
+        lines.append(f"| {name} | {row.title} | " + " | ".join(shown) + f" | `python -m bench.faults {name}` |")
+    return "\n".join(lines)
+
+
+def summary(outcomes: list[Outcome] | None, applies: bool) -> str:
+    """Return the words with their counts, the worst first, and the commonest remark of the worst."""
+    if not applies:
+        return "n/a"
+    if not outcomes:
+        return NOT_RUN
+    counts = Counter(outcome.kind for outcome in outcomes)
+    kinds = [kind for kind in KINDS if counts[kind]]
+    words = ", ".join(f"**{kind}** {counts[kind]}" for kind in kinds)
+    if len(kinds) == 1 and kinds[0] == "exact" and len(outcomes) > 1:
+        return words
+    worst = [outcome for outcome in outcomes if outcome.kind == kinds[0]]
+    place = f"{worst[0].case}: " if len(outcomes) > 1 else ""
+    return f"{words}<br>{cell(place + shortened(worst[0].remark, 110))}"
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").strip(": ")
+
+
+def details(cells: Cells, systems: list[str]) -> list[str]:
+    parts = []
+    for name, row in ROWS.items():
+        for system in systems:
+            if outcomes := cells.get((name, system)):
+                counted = Counter((o.kind, o.case, o.remark) for o in outcomes)
+                lines = [
+                    f"- {kind}: {case}{f' ({count} times)' if count > 1 else ''}{f' | {remark}' if remark else ''}"
+                    for (kind, case, remark), count in counted.items()
+                ]
+                heading = f"<summary>{name} {TITLES[system]}: {row.title}</summary>"
+                parts.append(f"<details>{heading}\n\n" + "\n".join(lines) + "\n\n</details>")
+    return parts
+
+
+def settings() -> str:
+    """Return what the systems were told, from the code that tells them."""
+    arguments = peer_arguments(replace(Spec("OUTPUT", "MODEL", "ROWS"), save_on_sigterm=True))
+    told = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return (
+        f"Peers: `{told}`; `enable_jit_checkpoint` in rows 5 and 6 only; `trainer.train(resume_from_checkpoint=True)` "
+        "where `get_last_checkpoint` finds one. sentence-transformers: `MultipleNegativesRankingLoss` where no loss is "
+        "named. Hugging Face: `BertForSequenceClassification`, three labels. Unbroken: `unbroken train CONFIG` with "
+        "the same sizes, `save_steps` and `save_total_limit`, nothing else. One thread, no network."
+    )
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
