@@ -102,6 +102,7 @@ class Evaluations:
         return self._choose(state, metrics)
 
     def _keep(self, step: int, metrics: dict[str, float], made_of: str) -> None:
+        self.folder.lock.require_held()
         path = self.path(step)
         files.make_folders(path.parent)
         files.replace_file(path, encode_record({"step": step, "metrics": in_json(metrics), "of": made_of}))
@@ -137,7 +138,7 @@ def in_json(metrics: Mapping[str, float]) -> dict[str, Any]:
 def done_before(path: Path, made_of: str) -> dict[str, float] | None:
     """Return the metrics found at `path`, as a killed segment may have left them; None if they must be made again."""
     try:
-        found = decode_line(path.read_bytes())
+        found = decode_line(read_document(path))
     except OSError:
         return None
     if found is None or found.get("of") != made_of:
