@@ -167,7 +167,8 @@ class Engine:
             record = self.steps.finish(self._draw, loss)
         except TrainingError as failure:
             raise self._failed(failure) from None
-        self._record(record)
+        with self._saying_what_stands():
+            self._record(record)
         value = float(record["loss"])
         self.report(
             Stepped(record["n"], value, float(record["grad_norm"]), record["learning_rate"], len(self._draw.ids))

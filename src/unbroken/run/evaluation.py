@@ -12,6 +12,7 @@ import torch
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, json_number
+from unbroken.base.reading import read_document
 from unbroken.base.seeds import chunk_seed, derive
 from unbroken.base.stopping import interruptible, poll
 from unbroken.run.folder import RunFolder
