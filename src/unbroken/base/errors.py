@@ -36,6 +36,10 @@ class CannotContinueError(UnbrokenError):
     exit_code = 4
 
 
+class FailsAgainError(CannotContinueError):
+    """A step failed as it did before: it is a function of what precedes it, so it will not succeed by being tried."""
+
+
 class VerificationError(UnbrokenError):
     """A check of recorded results against recomputed ones failed."""
 

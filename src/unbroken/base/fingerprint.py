@@ -14,6 +14,7 @@ from typing import Any
 
 import xxhash
 
+from unbroken.base.reading import open_regular
 from unbroken.base.stopping import poll
 
 BLOCK_BYTES = 1 << 20
@@ -45,8 +46,8 @@ def digest_blocks(blocks: Iterable[bytes | memoryview]) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """Return the digest of a file's content. Raises `OSError` as `open` and `read` do."""
-    with path.open("rb") as file:
+    """Return the digest of a file's content. Raises `OSError` as `open_regular` and `read` do."""
+    with open_regular(path) as file:
         return digest_blocks(iter(lambda: file.read(BLOCK_BYTES), b""))
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unbroken.base.reading import open_regular, read_document
+
 SHORTEST_SAFETENSORS = 8
 LEGACY_PICKLE = b"\x80"  # torch.save before 1.6 wrote bare pickles
 MAX_SEARCHED_BYTES = 1 << 20
@@ -30,11 +32,12 @@ def read_tensors(path: Path) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
     try:
+        open_regular(path).close()  # the library would wait on a pipe
         with safe_open(path, framework="numpy") as file:
             slices = [file.get_slice(key) for key in file.keys()]  # noqa: SIM118 (it is no mapping)
             numbers = sum(math.prod(piece.get_shape()) for piece in slices)
             return Tensors(len(slices), numbers, tuple(sorted({str(piece.get_dtype()) for piece in slices})))
-    except (SafetensorError, OSError, ValueError) as failure:
+    except (SafetensorError, OSError, ValueError, MemoryError) as failure:
         return Tensors(problem=f"{path.name} is cut or damaged: {failure}")
 
 
@@ -44,12 +47,12 @@ def pickle_problem(path: Path) -> str:
     Such a file is a zip archive whose directory stands at its end: a cut one has none.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             first = file.read(1)
-        if not first:
-            return f"{path.name} is empty"
-        if zipfile.is_zipfile(path) or first == LEGACY_PICKLE:
-            return ""
+            if not first:
+                return f"{path.name} is empty"
+            if zipfile.is_zipfile(file) or first == LEGACY_PICKLE:
+                return ""
     except OSError as failure:
         return f"{path.name} cannot be read: {failure.strerror}"
     return f"{path.name} is cut or damaged: it is no whole zip archive"
@@ -61,7 +64,7 @@ def adam_numbers(path: Path) -> int | None:
     Adam keeps three float32 tensors for each parameter: its count of steps (4 bytes), and two of its own size.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (OSError, zipfile.BadZipFile, ValueError):
         return None
@@ -74,7 +77,7 @@ def adam_numbers(path: Path) -> int | None:
 def mentions(path: Path, words: Iterable[str]) -> set[str]:
     """Return which of the words occur in a small file's bytes: a pickle names its classes in plain text."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(MAX_SEARCHED_BYTES)
     except OSError:
         return set()
@@ -84,7 +87,7 @@ def mentions(path: Path, words: Iterable[str]) -> set[str]:
 def read_object(path: Path, problems: list[str]) -> dict[str, Any]:
     """Return a JSON object, {} if there is no such file; a damaged one is named in `problems`."""
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(read_document(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as failure:

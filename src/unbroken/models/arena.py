@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from unbroken.base.fingerprint import canonical, digest, digest_file
+from unbroken.base.reading import read_document
 from unbroken.base.stopping import StopNow
 from unbroken.models.ragged import Ragged, gather_places
 from unbroken.models.tokenizing import Tokenizer
@@ -92,7 +93,7 @@ def open_arena(
 def read(folder: Path) -> Arena | None:
     """Return the arena in `folder`, None if there is none or its content is not what was written."""
     try:
-        about = json.loads((folder / ABOUT_FILE).read_bytes())
+        about = json.loads(read_document(folder / ABOUT_FILE))
         if about.pop("seal") != digest(canonical([folder.name, about])):
             return None
         if any(digest_file(folder / name) != about["digests"][name] for name in (IDS_FILE, OFFSETS_FILE)):

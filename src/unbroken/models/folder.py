@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.reading import read_document
 
 # Where each module class has lived; the first is what every release from 2.0 on can load, 6.2 included.
 MODULE_HOMES = {
@@ -172,7 +173,7 @@ def read_folder(root: Path) -> Folder:
 
 def read_pipeline(root: Path) -> Folder:
     """Read a sentence-transformers folder."""
-    entries = json_value((root / MODULES_FILE).read_bytes(), root / MODULES_FILE)
+    entries = json_value(read_document(root / MODULES_FILE), root / MODULES_FILE)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigError(
             f"{root / MODULES_FILE} is not a list of modules",
@@ -213,13 +214,13 @@ def read_part(root: Path, entry: Mapping[str, Any]) -> Part:
             f"{root}: {part.file('config.json')} is missing",
             next_step="copy the model folder again, whole, or name another model",
         )
-    return Part(kind, path, parse_object(file.read_bytes(), file))
+    return Part(kind, path, parse_object(read_document(file), file))
 
 
 def read_plain(root: Path) -> Folder:
     """Read a Hugging Face model folder; pooling is chosen as sentence-transformers does: mean, or last token."""
     file = root / "config.json"
-    config = parse_object(file.read_bytes(), file)
+    config = parse_object(read_document(file), file)
     architecture = next(iter(config.get("architectures") or []), "")
     mode = "lasttoken" if architecture.endswith("ForCausalLM") and config.get("is_causal", True) else "mean"
     pooling = {
@@ -252,7 +253,7 @@ def read_documents(root: Path, transformer: Part) -> dict[str, bytes]:
 
 def read_if_there(root: Path, names: list[str]) -> dict[str, bytes]:
     """Return the content of those of the files that exist."""
-    return {name: (root / name).read_bytes() for name in names if (root / name).is_file()}
+    return {name: read_document(root / name) for name in names if (root / name).is_file()}
 
 
 def tokenizer_files(folder: Folder) -> dict[str, bytes]:
@@ -297,7 +298,7 @@ def json_value(data: bytes, place: Path) -> Any:
     """Parse JSON. Raises `ConfigError` naming the file."""
     try:
         return json.loads(data)
-    except ValueError as failure:
+    except (ValueError, RecursionError) as failure:
         raise ConfigError(
             f"{place} is damaged: {failure}", next_step="copy the model folder again, whole, or name another model"
         ) from None

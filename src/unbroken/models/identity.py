@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, digest_file
+from unbroken.base.reading import read_document
 from unbroken.models.folder import (
     HOW_TO_NAME,
     LENGTH_FILES,
@@ -18,6 +20,7 @@ from unbroken.models.folder import (
     tokenizer_files,
 )
 
+POINTER, LONGEST_POINTER_BYTES = b"version https://git-lfs", 1024  # what a clone without Git LFS has for a file
 # Of the tokenizer's files, these do not change what a text becomes as long as tokenizer.json is there.
 IDLE_BESIDE_JSON = {"vocab.txt", "vocab.json", "merges.txt", "tokenizer.model", "sentencepiece.bpe.model"}
 IDLE_BESIDE_JSON |= {"spiece.model", "spm.model", "special_tokens_map.json", "added_tokens.json"}
@@ -35,8 +38,15 @@ def model_digest(path: str | Path) -> str:
 
 
 def weights_bytes(path: str | Path) -> int:
-    """Return the size of a model's weight files. Raises `ConfigError` if there is no model."""
-    return sum(file.stat().st_size for file in weight_paths(resolve(path)))
+    """Return the size of a model's weight files. Raises `ConfigError` if there is no model, or only its pointers."""
+    sizes = [(file, file.stat().st_size) for file in weight_paths(resolve(path))]
+    for file, size in sizes:
+        if size < LONGEST_POINTER_BYTES and read_document(file).startswith(POINTER):
+            raise ConfigError(
+                f"{file} is a pointer of Git LFS, not the file itself",
+                next_step="fetch the file: `git lfs pull` in its folder",
+            )
+    return sum(size for _, size in sizes)
 
 
 def weight_paths(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.reading import read_document
 from unbroken.base.stopping import poll
 from unbroken.models.folder import INDEX_FILE, WEIGHTS_FILE, Part
 
@@ -45,8 +46,8 @@ def weight_files(root: Path, part: Part) -> list[str]:
     index = root / part.file(INDEX_FILE)
     if index.is_file():
         try:
-            shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            shards = sorted(set(json.loads(read_document(index))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ConfigError(
                 f"{index} is damaged", next_step="copy the model folder again, whole, or name another model"
             ) from None

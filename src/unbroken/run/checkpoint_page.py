@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unbroken.base.errors import UnbrokenError
+from unbroken.base.reading import MAX_DOCUMENT_BYTES
 from unbroken.run.findings import Section
 from unbroken.run.summary import checkpoint_problems
 from unbroken.store import files, layout
@@ -58,7 +59,7 @@ def _file(manifest: Manifest, path: str) -> dict[str, Any]:
 
 def _state(folder: Path) -> dict[str, Any]:
     try:
-        state = json.loads(files.read_whole(folder, layout.STATE_FILE))
+        state = json.loads(files.read_whole(folder, layout.STATE_FILE, MAX_DOCUMENT_BYTES))
     except (UnbrokenError, ValueError, RecursionError):
         return {}
     return state if isinstance(state, dict) else {}

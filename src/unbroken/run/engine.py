@@ -6,16 +6,24 @@ However often the process stops on the way, the final state is the same, bit for
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
-from unbroken.base.fingerprint import canonical
+from unbroken.base.errors import (
+    BusyError,
+    CannotContinueError,
+    ConfigError,
+    FailsAgainError,
+    StorageError,
+    TrainingError,
+    UnbrokenError,
+)
+from unbroken.base.fingerprint import canonical, digest
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence
@@ -42,6 +50,7 @@ from unbroken.run.stop import StopRequest
 from unbroken.store import layout
 
 MOMENTS_AND_WEIGHTS = 3
+SHOWN_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,12 @@ def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, sto
         engine.failed(failure)
         raise
     return engine.ended
+
+
+def rows_of(ids: list[int]) -> str:
+    """Name the rows of a batch as people count them, from 1; the rest of many is left out."""
+    shown = ", ".join(str(number + 1) for number in ids[:SHOWN_ROWS])
+    return f"row {shown}" if len(ids) == 1 else f"rows {shown}" + (", ..." if len(ids) > SHOWN_ROWS else "")
 
 
 class Engine:
@@ -99,7 +114,7 @@ class Engine:
 
     def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
-        with self.stop.listening():
+        with self.stop.listening(), self._saying_what_stands():
             self._begin()
             if self.settings.commit_first and self.state.step == 0:
                 self._commit()
@@ -116,6 +131,20 @@ class Engine:
                 self._after_step()
             self._end()
 
+    @contextmanager
+    def _saying_what_stands(self) -> Iterator[None]:
+        """Have a failure of the disk say from where the run goes on."""
+        try:
+            yield
+        except StorageError as failure:
+            self.folder.lock.require_held()
+            newest = self.folder.checkpoints.newest_sound
+            if failure.why or newest is None:
+                raise
+            raise StorageError(
+                failure.what, why=f"the checkpoint of step {newest} stands", next_step=failure.next_step
+            ) from failure
+
     @property
     def state(self) -> State:
         """The state the run is in now."""
@@ -129,13 +158,17 @@ class Engine:
         """Finish the step: backward if `loss` still has its graph, clip, update, record. Returns the loss.
 
         Raises `TrainingError` before any parameter moves if the gradient is not finite, and `CannotContinueError`
-        if the journal holds this step with other results.
+        if the journal holds this step with other results, or says that it failed in the same way before.
         """
         if loss.requires_grad:
             loss.backward()
         self.folder.checkpoints.settle()  # a commit may still be copying what the update changes
-        record = self.steps.finish(self._draw, loss)
-        self._record(record)
+        try:
+            record = self.steps.finish(self._draw, loss)
+        except TrainingError as failure:
+            raise self._failed(failure) from None
+        with self._saying_what_stands():
+            self._record(record)
         value = float(record["loss"])
         self.report(
             Stepped(record["n"], value, float(record["grad_norm"]), record["learning_rate"], len(self._draw.ids))
@@ -146,8 +179,29 @@ class Engine:
         """Put on record why the segment ends, as far as the disk allows; the reason itself is the caller's to tell."""
         if self.segment and not self.refused:
             text = str(failure) if isinstance(failure, UnbrokenError) else f"{type(failure).__name__}: {failure}"
-            with suppress(StorageError):
+            with suppress(StorageError, BusyError):
                 self.folder.journal.append({"kind": "failure", "n": self.state.step, "text": text})
+
+    def _failed(self, failure: TrainingError) -> UnbrokenError:
+        """Record a step that could not be made; return the error that names it, its rows, and whether it recurs.
+
+        A step is a function of the state before it. What failed twice in the same way will fail every time: that has
+        an exit code of its own, so that nobody restarts it for ever.
+        """
+        number, ids = self.state.step + 1, self._draw.ids
+        record = {"kind": "failed_step", "n": number, "ids": digest(ids.astype("<i8").tobytes()), "text": failure.what}
+        times = 1 + sum(earlier == record for earlier in self.replay.failures)
+        self.folder.journal.append(record)
+        self.folder.journal.sync()
+        self.refused = True  # the journal says why this segment ends
+        what = f"step {number} failed: {failure.what}; its batch is {rows_of(ids.tolist())}"
+        if times == 1:
+            return TrainingError(what, why=failure.why, next_step=failure.next_step)
+        return FailsAgainError(
+            f"{what}; it has failed {times} times in this way",
+            why="running the same command again will not help",
+            next_step=failure.next_step,
+        )
 
     def load(self, step: int) -> None:
         """Put the state after `step` steps in place without beginning a segment: that of a finished run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import socket
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
+from unbroken.base.errors import ConfigError
+
 # Packages whose code takes part in a step or in turning text into ids.
 NUMERIC_PACKAGES = ("unbroken", "torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn")
 
@@ -22,14 +25,38 @@ def pin(threads: int) -> None:
 
     The gradients of LayerNorm on a CPU depend on the number of threads, so it belongs to the run.
     `set_num_threads` also switches off MKL's dynamic choice. Uninitialised memory need not be filled: nothing
-    here reads any, and filling costs time.
+    here reads any, and filling costs time. Raises `ConfigError` where that many threads cannot be had.
     """
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     os.environ["MKL_DYNAMIC"] = "FALSE"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(threads)
+    require_whole_teams(threads)
     torch.set_deterministic_debug_mode("error")  # the other call imports torch's compiler
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def require_whole_teams(threads: int) -> None:
+    """Make OpenMP start as many threads as torch counts on, on this thread.
+
+    Measured with torch 2.13 on a CPU: with fewer (OMP_DYNAMIC=TRUE, OMP_MAX_ACTIVE_LEVELS=0, OMP_THREAD_LIMIT below
+    the number), parts of results are never computed, and gradients hold whatever lay in memory. The environment is
+    read when torch is loaded, so it is OpenMP itself that is told. Raises `ConfigError` for the limit, which it
+    cannot be told to lift.
+    """
+    openmp = ctypes.CDLL(None)
+    if threads == 1 or not hasattr(openmp, "omp_set_dynamic"):
+        return
+    openmp.omp_set_dynamic(0)
+    if openmp.omp_get_max_active_levels() < 1:
+        openmp.omp_set_max_active_levels(1)
+    limit = openmp.omp_get_thread_limit()
+    if limit < threads:
+        raise ConfigError(
+            f"OMP_THREAD_LIMIT allows {limit} {'thread' if limit == 1 else 'threads'}, the run has {threads}",
+            why="torch computes wrong results with fewer threads than it counts on",
+            next_step="unset OMP_THREAD_LIMIT; a new run may have fewer: `threads: 1`",
+        )
 
 
 def numerics(device: torch.device) -> dict[str, Any]:

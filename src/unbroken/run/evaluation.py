@@ -12,6 +12,7 @@ import torch
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, json_number
+from unbroken.base.reading import read_document
 from unbroken.base.seeds import chunk_seed, derive
 from unbroken.base.stopping import interruptible, poll
 from unbroken.run.folder import RunFolder
@@ -102,6 +103,7 @@ class Evaluations:
         return self._choose(state, metrics)
 
     def _keep(self, step: int, metrics: dict[str, float], made_of: str) -> None:
+        self.folder.lock.require_held()
         path = self.path(step)
         files.make_folders(path.parent)
         files.replace_file(path, encode_record({"step": step, "metrics": in_json(metrics), "of": made_of}))
@@ -137,7 +139,7 @@ def in_json(metrics: Mapping[str, float]) -> dict[str, Any]:
 def done_before(path: Path, made_of: str) -> dict[str, float] | None:
     """Return the metrics found at `path`, as a killed segment may have left them; None if they must be made again."""
     try:
-        found = decode_line(path.read_bytes())
+        found = decode_line(read_document(path))
     except OSError:
         return None
     if found is None or found.get("of") != made_of:

@@ -39,7 +39,7 @@ class RunFolder:
         self.root = root
         self.document = document
         self.lock = lock
-        self.journal = Journal(root / layout.JOURNAL_FILE)
+        self.journal = Journal(root / layout.JOURNAL_FILE, lock.require_held)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
         self.restored_from = ""  # the mirror, where this segment's process fetched the run from it
         self.mirror: Mirror | None = None
@@ -119,6 +119,7 @@ class RunFolder:
 
     def publish(self, step: int) -> dict[str, str]:
         """Place the model of checkpoint `step` as the run's finished model; return the SHA-256 of its weights."""
+        self.lock.require_held()
         return publish_model(self.root / layout.CHECKPOINTS_FOLDER / layout.checkpoint_name(step), self.root)
 
     def offer(self, step: int, spared: Collection[int] = ()) -> None:
@@ -178,7 +179,7 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the run, once a commit under way has ended; what became of it the next start will see."""
         try:
-            with suppress(StorageError):
+            with suppress(StorageError, BusyError):
                 self.checkpoints.wait()
         finally:
             if self.mirror is not None:

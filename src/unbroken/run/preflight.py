@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch  # two seconds that nobody waits for whose run cannot go on
 
 MB = 1e6
+SPARE_DESCRIPTORS = 32  # a run of a small model has twelve open at most; libraries open more when first used
 SPARE_FILES = 64  # journal, evaluations, caches
 RESTORED = {layout.JOURNAL_FILE, layout.CHECKPOINTS_FOLDER}
 
@@ -51,6 +52,12 @@ def require_new_folder(root: Path) -> None:
             next_step="choose another output_dir or change its permissions",
         ) from None
     cut_short = RESTORED if layout.RESTORING_FILE in names else set()  # fetching it from its mirror was
+    if layout.JOURNAL_FILE in names and not cut_short:
+        raise ConfigError(
+            f"output_dir {root} holds a run without its {layout.RUN_FILE}",
+            why="what the run is cannot be told; a copy of it may have been interrupted",
+            next_step="put that file back, or choose a new output_dir",
+        )
     foreign = [name for name in names if name not in BEFORE_CREATION | cut_short and not name.startswith(".")]
     if foreign:
         shown = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
@@ -75,6 +82,22 @@ def require_writable(place: Path) -> None:
             f"cannot write in {place}: permission denied",
             next_step="choose another output_dir or change its permissions",
         )
+
+
+def require_descriptors(count: int = SPARE_DESCRIPTORS) -> None:
+    """Raise `ConfigError` unless this process can open `count` files more."""
+    handles = []
+    try:
+        for _ in range(count):
+            handles.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as failure:
+        raise ConfigError(
+            f"only {len(handles)} more files can be opened, {count} may be needed: {failure.strerror}",
+            next_step="raise the limit on open files (`ulimit -n`)",
+        ) from None
+    finally:
+        for handle in handles:
+            os.close(handle)
 
 
 def require_space(root: Path, needed: int) -> None:

@@ -27,6 +27,7 @@ class Replay:
         self.canary: dict[int, dict[str, Any]] = {}
         self.evaluations: dict[int, dict[str, float]] = {}
         self.segments: list[dict[str, Any]] = []
+        self.failures: list[dict[str, Any]] = []
         # A commit of a replayed step must point behind that step's record, not to the journal's end:
         # otherwise the steps recorded after it would be lost as evidence.
         self.marks: dict[int, Mark] = {}
@@ -37,6 +38,8 @@ class Replay:
                 self.marks[number] = mark
             elif record["kind"] == "segment":
                 self.segments.append(record)
+            elif record["kind"] == "failed_step":
+                self.failures.append(record)
             elif record["kind"] == "drift":
                 self._forget_from(number)
             elif record["kind"] == "canary" and number > step:

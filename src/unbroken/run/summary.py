@@ -208,6 +208,8 @@ class Tally:
                 self._end(record["n"] - 1, f"refused: {record['text']}")
             case "failure":
                 self._end(record["n"], f"failed: {record['text']}")
+            case "failed_step":
+                self._end(record["n"] - 1, f"step {record['n']} failed: {record['text']}")
             case "finish":
                 self._end(record["n"], "finished")
                 self.summary.total_steps = record["n"]

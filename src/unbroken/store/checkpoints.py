@@ -83,6 +83,11 @@ class Checkpoints:
         self._sound: set[int] = set()  # steps whose digests this process wrote or checked
 
     @property
+    def newest_sound(self) -> int | None:
+        """The highest step whose checkpoint this process wrote or found sound; retention never removes it."""
+        return max(self._sound, default=None)
+
+    @property
     def busy(self) -> bool:
         """Whether a commit is under way, so that another would wait for it."""
         return self._writer.busy
@@ -181,12 +186,14 @@ class Checkpoints:
             snapshot.complete()
         finally:
             self._copied.set()
+        self._journal.require_held()  # whoever is at this path now must not find its work swept away
         try:
             files.make_folders(self.home)
             files.sync_folder(self.root)  # whoever made the folder may have died before it was durable
             notes = files.sweep(self.home, LEFTOVERS)
             notes += write_checkpoint(self.home, snapshot, self.run_id, self._journal.sync)
         except StorageError as failure:
+            self._journal.require_held()  # that it was lost explains the failure, and matters more
             raise self._explain(snapshot.step, failure) from failure
         written = time.perf_counter() - began
         self._sound.add(snapshot.step)
@@ -228,9 +235,8 @@ class Checkpoints:
 
     def _explain(self, step: int, failure: StorageError) -> StorageError:
         """Say which checkpoint was not made and which one, checked by this process, still stands."""
-        others = [number for number in self.steps() if number != step]
-        sound = [number for number in others if number in self._sound]
-        stands = f"that of step {sound[-1]} stands" if sound else "" if others else "there is no other"
+        newest = self.newest_sound  # not asked of the disk, which has just refused
+        stands = "" if newest is None else f"that of step {newest} stands"
         what = f"the checkpoint of step {step} was not made: {failure.what}"
         return StorageError(what, why=stands, next_step=failure.next_step)
 
@@ -281,6 +287,8 @@ def read_checkpoint(folder: Path, run_id: str | None = None) -> Restored:
     Raises `DamagedError` naming the file and, where it can, the tensor; `ForeignError` if it is not of `run_id`.
     """
     manifest = read_manifest(folder, run_id)
+    for text in differences(folder, manifest, digests=False):  # before memory is taken for what a file claims to hold
+        raise DamagedError(text)
     by_file: dict[str, dict[str, TensorRecord]] = {}
     for name, record in manifest.tensors.items():
         by_file.setdefault(record.file, {})[name] = record

@@ -353,9 +353,14 @@ def read_blocks(handle: int, size: int, path: Path) -> Iterator[memoryview]:
         yield from read_into(handle, buffer[: size - start], path)
 
 
-def read_whole(root: Path, relative: str) -> bytes:
-    """Return the content of a regular file under `root`. Raises `DamagedError` as `opened` and `read_into` do."""
+def read_whole(root: Path, relative: str, limit: int = sys.maxsize) -> bytes:
+    """Return the content of a regular file under `root`.
+
+    Raises `DamagedError` as `opened` and `read_into` do, and for a file of more than `limit` bytes.
+    """
     with opened(root, relative) as (handle, size):
+        if size > limit:
+            raise DamagedError(f"{root / relative} has {size:,} bytes, too many for what it should be")
         return b"".join(map(bytes, read_blocks(handle, size, root / relative)))
 
 

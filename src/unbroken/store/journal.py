@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from unbroken.base.fingerprint import canonical, digest
+from unbroken.base.reading import open_regular
 from unbroken.store.files import (
     create_file,
     cut_file,
@@ -37,6 +38,7 @@ from unbroken.store.layout import TORN_PREFIX
 SUM_KEY = "sum"
 SUM_DIGITS = 16
 BLOCK_BYTES = 1 << 16
+LONGEST_LINE_BYTES = 1 << 26  # no record comes near: a stretch of a terabyte without a line end is not read at once
 GENESIS = digest(b"")
 
 
@@ -102,7 +104,7 @@ def read_last(path: Path) -> dict[str, Any] | None:
     """
     if not os.path.lexists(path):
         return None
-    with refusals("read", path), path.open("rb") as file:
+    with refusals("read", path), open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         block = BLOCK_BYTES
         while True:
@@ -119,11 +121,13 @@ def read_last(path: Path) -> dict[str, Any] | None:
 class Journal:
     """The journal of a run, open for appending by the process that holds the run's lock.
 
-    `damaged` names, in words, whatever was found to be unreadable so far.
+    `damaged` names, in words, whatever was found to be unreadable so far. `require_held` raises when the lock was
+    lost; it is asked before each record, and before the journal is made durable, which every commit needs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, require_held: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self.require_held = require_held
         self.damaged: list[str] = []
         self._turn = threading.Lock()  # the writer of checkpoints syncs while the loop appends
         self._known = START  # a place whose chain is known; `mark` walks on from here
@@ -137,6 +141,7 @@ class Journal:
 
         Raises `StorageError`; the journal then holds the records it held before.
         """
+        self.require_held()
         line = encode_record(record)
         with self._turn, refusals("append to", self.path):
             if self._torn:
@@ -153,6 +158,7 @@ class Journal:
 
         After a failure the next call writes the records to a new file: syncing the same one again proves nothing.
         """
+        self.require_held()
         with self._turn:
             if self._suspect:
                 self._rewrite()
@@ -262,13 +268,13 @@ def _walk(path: Path, start: Mark, damaged: list[str]) -> Iterator[tuple[dict[st
 
 def _lines(path: Path, offset: int, notes: list[str]) -> Iterator[tuple[int, bytes]]:
     """Yield each whole line from `offset` on, with its place; name in `notes` an offset no line begins at."""
-    with refusals("read", path), path.open("rb") as file:
+    with refusals("read", path), open_regular(path) as file:
         if offset:
             file.seek(offset - 1)
             if file.read(1) != b"\n":
                 notes.append(f"{path.name}: no record begins at byte {offset}, where the checkpoint says one does")
                 offset += len(file.readline())
-        for line in file:
+        for line in iter(lambda: file.readline(LONGEST_LINE_BYTES), b""):
             if line.endswith(b"\n"):
                 yield offset, line
             offset += len(line)

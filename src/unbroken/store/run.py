@@ -11,6 +11,7 @@ from typing import Any
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.base.fingerprint import canonical, digest
+from unbroken.base.reading import read_document
 from unbroken.store.files import DamagedError, make_folders, replace_file, sweep, sync_folder
 from unbroken.store.layout import (
     CONFIG_FILE,
@@ -79,7 +80,7 @@ def read_run(root: Path) -> dict[str, Any] | None:
     """
     path = root / RUN_FILE
     try:
-        text = path.read_bytes()
+        text = read_document(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as failure:

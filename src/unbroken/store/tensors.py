@@ -21,6 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from unbroken.base.errors import CannotContinueError
 from unbroken.store.files import DamagedError, FileRecord, opened, read_blocks, read_into
 
 # Narrow to wide, in the order of the library's own enumeration: it decides where a tensor lies in the file.
@@ -122,8 +123,17 @@ def read_file(root: Path, relative: str) -> TensorFile:
 
 
 def fresh(slot: Slot) -> Tensor:
-    """Return an uninitialised tensor of the slot's type and shape in its own storage, aligned to 64 bytes."""
-    tensor = torch.empty(slot.shape, dtype=DTYPES[slot.dtype], device="cpu")
+    """Return an uninitialised tensor of the slot's type and shape in its own storage, aligned to 64 bytes.
+
+    Raises `CannotContinueError` where memory is short.
+    """
+    try:
+        tensor = torch.empty(slot.shape, dtype=DTYPES[slot.dtype], device="cpu")
+    except (RuntimeError, MemoryError):  # no damage: on a larger machine it may be read
+        raise CannotContinueError(
+            f"there is no memory for tensor {slot.key!r} of {slot.end - slot.begin:,} bytes",
+            next_step="free some memory, or go on where there is more",
+        ) from None
     assert tensor.data_ptr() % ALIGNMENT == 0, "torch no longer aligns its storage to 64 bytes"
     return tensor
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from unbroken.base.errors import CannotContinueError
 from unbroken.base.fingerprint import digest
+from unbroken.base.reading import read_document
 from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
@@ -113,7 +114,7 @@ def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, 
 def recorded_row_digests(root: Path) -> bytes:
     """Return the digests of the rows a run was started with; nothing where they are missing or damaged."""
     try:
-        content = (root / layout.DATA_DIGESTS_FILE).read_bytes()
+        content = read_document(root / layout.DATA_DIGESTS_FILE)
     except OSError:
         return b""
     return content if digest(content) == (read_run(root) or {}).get("row_digests") else b""

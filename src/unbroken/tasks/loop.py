@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import backward
 from torch.optim import Optimizer
 
-from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
+from unbroken.base.errors import CannotContinueError, ConfigError, FailsAgainError, StorageError, TrainingError
 from unbroken.base.stopping import StopNow
 from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
@@ -25,7 +25,7 @@ from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
 from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
-from unbroken.run.preflight import require_new_folder, require_space
+from unbroken.run.preflight import require_descriptors, require_new_folder, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
 from unbroken.run.stop import StopRequest
@@ -200,6 +200,9 @@ class Loop:
         self._stepping = True
         try:
             return self._engine.step(value.detach())
+        except (TrainingError, FailsAgainError):
+            self._refused = True  # the journal says so already
+            raise
         except CannotContinueError as refusal:
             self._refused = True
             raise CannotContinueError(refusal.what, why=f"{refusal.why}; {OWN_CAUSES}", next_step=OWN_WAYS) from None
@@ -249,6 +252,7 @@ class Loop:
 
     def _check(self, data: Rows, fingerprint: str | None, threads: int | None) -> None:
         """Refuse now what would fail later; pin the threads, for a run that exists to those it has."""
+        require_descriptors()
         document = read_run(self._root)
         self._fetch = self._mirror and run_in_mirror(self._mirror, self._root, document, restart=False)
         document = self._fetch or document

@@ -18,6 +18,7 @@ from unbroken.run.cadence import Cadence
 from unbroken.run.deadline import Deadline
 from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
 from unbroken.run.preflight import (
+    require_descriptors,
     require_device_memory,
     require_new_folder,
     require_ready,
@@ -167,6 +168,7 @@ def look_over(request: Request) -> Start:
     root = output_dir(request.values)
     document = None if request.restart else read_run(root)
     config = resolve_config(request, document)
+    require_descriptors()
     mirror = mirror_of(config.mirror, root)
     fetch = False
     if mirror is not None:

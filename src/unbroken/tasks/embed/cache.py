@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unbroken.base.fingerprint import canonical, digest
+from unbroken.base.reading import read_document
 from unbroken.store import files
 
 SEAL_BYTES = 32
@@ -51,7 +52,7 @@ def _keep(path: Path, body: bytes) -> None:
 
 def _find(path: Path) -> bytes | None:
     try:
-        content = path.read_bytes()
+        content = read_document(path)
     except OSError:
         return None
     body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
