@@ -45,7 +45,7 @@ def check(
     from unbroken.cli.output import print_json
     from unbroken.run.findings import flat
     from unbroken.tasks.check import check as look
-    from unbroken.tasks.train import Request
+    from unbroken.tasks.request import Request
     from unbroken.views.terminal import Terminal
     from unbroken.views.text import page
 

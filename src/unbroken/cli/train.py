@@ -7,9 +7,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from unbroken.run.report import Ended
 
 
 def train(
@@ -55,11 +58,12 @@ def train(
         Print the outcome as one JSON object.
     """
     from unbroken.base.config import merge, parse_overrides
-    from unbroken.cli.output import notices, print_json
+    from unbroken.cli.output import notices
     from unbroken.cli.start import stop_request
     from unbroken.run.deadline import Deadline
     from unbroken.run.report import Notice
-    from unbroken.tasks.train import Request, carry_out
+    from unbroken.tasks.request import Request
+    from unbroken.tasks.train import carry_out
     from unbroken.views.terminal import Terminal
 
     stop = stop_request()
@@ -72,18 +76,28 @@ def train(
     terminal = Terminal(sys.stderr)
     with notices(lambda text: terminal(Notice(text))):
         ended = carry_out(request, terminal, stop, terminal.progress)
+    options: dict[str, str | bool | None] = {
+        "--stop-at": stop_at if stop_at and stop_at.startswith("+") else None,
+        "--json": json,
+    }
+    if not ended.proof:  # once steps were made, these are done; to restart again would lose them
+        options |= {
+            "--resume_from_checkpoint": resume_from_checkpoint,
+            "--restart": restart,
+            "--accept-drift": accept_drift,
+        }
+    tell(ended, command(config, set_ or [], options), json=json)
+    return 0 if ended.finished else stop.exit_code
+
+
+def tell(ended: Ended, again: str, *, json: bool) -> None:
+    """Say how the run ended; that does not hang on who listens."""
+    from unbroken.cli.output import print_json
+
     if not ended.finished:
         with suppress(OSError):
-            once = {
-                "--resume_from_checkpoint": resume_from_checkpoint,
-                "--restart": restart,
-                "--accept-drift": accept_drift,
-            }
-            options = {"--stop-at": stop_at if stop_at and stop_at.startswith("+") else None, "--json": json}
-            # Once steps were made, what was to be done once is done; to restart again would lose them.
-            options |= {} if ended.proof else once
-            print(f"run again: {command(config, set_ or [], options)}", file=sys.stderr)
-    with suppress(OSError):  # how the run ended does not hang on who listens
+            print(f"run again: {again}", file=sys.stderr)
+    with suppress(OSError):
         if json:
             print_json(
                 {"finished": ended.finished, "step": ended.step, "model": ended.model, "reason": ended.reason}
@@ -91,7 +105,6 @@ def train(
             )
         elif ended.finished:
             print(ended.model)
-    return 0 if ended.finished else stop.exit_code
 
 
 def command(config: Path, overrides: Sequence[str], options: Mapping[str, str | bool | None]) -> str:

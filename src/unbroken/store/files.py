@@ -11,7 +11,6 @@ What the callers rely on (resume.md 2(c); fsync(2); Pillai et al., OSDI 2014; Re
 from __future__ import annotations
 
 import errno
-import io
 import os
 import secrets
 import shutil
@@ -22,11 +21,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from unbroken.base.errors import CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest_blocks
@@ -194,13 +190,6 @@ def replace_with(path: Path, blocks: Iterable[bytes | memoryview]) -> None:
         discard(aside)
         raise
     sync_folder(path.parent)
-
-
-def replace_array(path: Path, array: NDArray[Any]) -> None:
-    """Give `path` the array in the .npy format, as `replace_file` does."""
-    start, array = io.BytesIO(), np.asarray(array, order="C")
-    np.lib.format.write_array_header_1_0(start, np.lib.format.header_data_from_array_1_0(array))
-    replace_file(path, start.getvalue(), array.reshape(-1).view(np.uint8).data)
 
 
 def set_aside(path: Path, prefix: str) -> Path:

@@ -31,8 +31,9 @@ from unbroken.store.lock import describe
 from unbroken.store.run import read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
+from unbroken.tasks.request import Request, output_dir, resolve_config, step_asked_for
 from unbroken.tasks.task import TASKS, Prepared, Progress, Task, find_task
-from unbroken.tasks.train import CHECKPOINT_MULTIPLE, Request, output_dir, resolve_config, step_asked_for
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE
 
 if TYPE_CHECKING:
     import torch  # two seconds that nobody waits for whose configuration has a mistake

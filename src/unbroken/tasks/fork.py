@@ -18,8 +18,9 @@ from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.contract import FIXED, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.meaning import Side, meaning
 from unbroken.tasks.origin import parse_run_at
+from unbroken.tasks.request import Request, resolve_config
 from unbroken.tasks.task import Prepared, Progress, find_task
-from unbroken.tasks.train import CHECKPOINT_MULTIPLE, Request, resolve_config
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE
 
 if TYPE_CHECKING:  # torch, which nobody waits for whose command has a mistake
     from unbroken.run.folder import RunFolder

@@ -16,8 +16,8 @@ from unbroken.store.files import DamagedError
 from unbroken.store.run import read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.contract import compose_contract, first_changed_row, resolve_threads
+from unbroken.tasks.request import Request, resolve_config
 from unbroken.tasks.task import Prepared, Progress, find_task
-from unbroken.tasks.train import Request, resolve_config
 
 if TYPE_CHECKING:  # both bring torch
     from unbroken.run.evidence import Evidence

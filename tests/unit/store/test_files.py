@@ -12,6 +12,7 @@ import pytest
 from unbroken.base.errors import StorageError
 from unbroken.base.fingerprint import digest
 from unbroken.store import files
+from unbroken.store.arrays import replace_array
 
 
 def failing(number: int, after: int = 0) -> Callable[..., Any]:
@@ -126,7 +127,7 @@ def test_a_replaced_file_is_the_old_or_the_new_one(tmp_path: Path, monkeypatch: 
     [np.arange(6, dtype="<u8").reshape(2, 3), np.float32(2.5) * np.ones(()), np.empty((0, 3)), np.eye(3).T[::2]],
 )
 def test_a_replaced_array_is_what_numpy_reads(tmp_path: Path, array: Any) -> None:
-    files.replace_array(tmp_path / "a.npy", array)
+    replace_array(tmp_path / "a.npy", array)
     found = np.load(tmp_path / "a.npy")
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     assert np.array_equal(found, array)

@@ -11,7 +11,7 @@ from unbroken.store.journal import START
 from unbroken.store.manifest import Manifest
 from unbroken.store.run import create_run
 from unbroken.tasks.origin import parse_run_at, resolve_model
-from unbroken.tasks.train import step_asked_for
+from unbroken.tasks.request import step_asked_for
 
 CHECKPOINT = "checkpoints/00000002"
 

@@ -11,7 +11,7 @@ import numpy as np
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.plan.source import read_rows
 from unbroken.run.preflight import require_writable
-from unbroken.store import files
+from unbroken.store.arrays import replace_array
 from unbroken.store.run import read_run
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import EmbedData
@@ -66,7 +66,7 @@ def encode_file(
     embeddings = np.asarray(
         open_encoder(model).encode(rows, prompt=prompt, normalize_embeddings=normalize, show_progress_bar=None)
     )
-    files.replace_array(output, embeddings)
+    replace_array(output, embeddings)
     return tuple(embeddings.shape)
 
 
