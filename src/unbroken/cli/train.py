@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from unbroken.run.report import Ended
+    from unbroken.tasks.request import Request
 
 
 def train(
@@ -57,7 +58,6 @@ def train(
     json
         Print the outcome as one JSON object.
     """
-    from unbroken.base.config import merge, parse_overrides
     from unbroken.cli.output import notices
     from unbroken.cli.start import stop_request
     from unbroken.run.deadline import Deadline
@@ -68,35 +68,41 @@ def train(
 
     stop = stop_request()
     stop.deadline = Deadline.of(stop_at)
-    overrides = parse_overrides(set_ or [])
-    request = Request.of(
+    given = Request.of(
         config, resume_from_checkpoint=resume_from_checkpoint, restart=restart, accept_drift=accept_drift
     )
-    request = request.with_values(merge(request.values, overrides), dict.fromkeys(overrides, "--set"))
+    request = overridden(given, set_ or [])
     terminal = Terminal(sys.stderr)
     with notices(lambda text: terminal(Notice(text))):
         ended = carry_out(request, terminal, stop, terminal.progress)
-    options: dict[str, str | bool | None] = {
-        "--stop-at": stop_at if stop_at and stop_at.startswith("+") else None,
-        "--json": json,
-    }
-    if not ended.proof:  # once steps were made, these are done; to restart again would lose them
-        options |= {
-            "--resume_from_checkpoint": resume_from_checkpoint,
-            "--restart": restart,
-            "--accept-drift": accept_drift,
-        }
-    tell(ended, command(config, set_ or [], options), json=json)
+    asked = {"--resume_from_checkpoint": resume_from_checkpoint, "--restart": restart, "--accept-drift": accept_drift}
+    tell(ended, command(config, set_ or [], again(ended, asked, stop_at, json=json)), json=json)
     return 0 if ended.finished else stop.exit_code
 
 
-def tell(ended: Ended, again: str, *, json: bool) -> None:
+def overridden(request: Request, overrides: Sequence[str]) -> Request:
+    """Return the request with the values of `--set`."""
+    from unbroken.base.config import merge, parse_overrides
+
+    values = parse_overrides(overrides)
+    return request.with_values(merge(request.values, values), dict.fromkeys(values, "--set"))
+
+
+def again(
+    ended: Ended, once: Mapping[str, str | bool | None], stop_at: str | None, *, json: bool
+) -> dict[str, str | bool | None]:
+    """Return the options to be given next time: what was to be done `once` is done when steps were made."""
+    options: dict[str, str | bool | None] = {} if ended.proof else dict(once)
+    return options | {"--stop-at": stop_at if stop_at and stop_at.startswith("+") else None, "--json": json}
+
+
+def tell(ended: Ended, run_again: str, *, json: bool) -> None:
     """Say how the run ended; that does not hang on who listens."""
     from unbroken.cli.output import print_json
 
     if not ended.finished:
         with suppress(OSError):
-            print(f"run again: {again}", file=sys.stderr)
+            print(f"run again: {run_again}", file=sys.stderr)
     with suppress(OSError):
         if json:
             print_json(

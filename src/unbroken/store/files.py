@@ -35,8 +35,7 @@ MISSING_OR_BAD = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.
 ADVICE = {
     errno.ENOSPC: "free some space on that disk and run the same command again",
     errno.EDQUOT: "the quota is used up: free some space and run the same command again",
-    errno.EACCES: "check who owns the folder and its permissions",
-    errno.EPERM: "check who owns the folder and its permissions",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check who owns the folder and its permissions"),
     errno.EROFS: "the disk is mounted read-only: choose another folder or remount it",
     errno.EIO: "the disk reported an error: check it, or move the run to another one",
     errno.EMFILE: "raise the limit on open files (`ulimit -n`)",
