@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -66,17 +66,13 @@ def train(
     from unbroken.tasks.train import carry_out
     from unbroken.views.terminal import Terminal
 
-    stop = stop_request()
+    stop, terminal = stop_request(), Terminal(sys.stderr)
     stop.deadline = Deadline.of(stop_at)
-    given = Request.of(
-        config, resume_from_checkpoint=resume_from_checkpoint, restart=restart, accept_drift=accept_drift
-    )
-    request = overridden(given, set_ or [])
-    terminal = Terminal(sys.stderr)
+    how: Any = {"resume_from_checkpoint": resume_from_checkpoint, "restart": restart, "accept_drift": accept_drift}
+    request = overridden(Request.of(config, **how), set_ or [])
     with notices(lambda text: terminal(Notice(text))):
         ended = carry_out(request, terminal, stop, terminal.progress)
-    asked = {"--resume_from_checkpoint": resume_from_checkpoint, "--restart": restart, "--accept-drift": accept_drift}
-    tell(ended, command(config, set_ or [], again(ended, asked, stop_at, json=json)), json=json)
+    tell(ended, command(config, set_ or [], again(ended, how, stop_at, json=json)), json=json)
     return 0 if ended.finished else stop.exit_code
 
 
@@ -92,7 +88,7 @@ def again(
     ended: Ended, once: Mapping[str, str | bool | None], stop_at: str | None, *, json: bool
 ) -> dict[str, str | bool | None]:
     """Return the options to be given next time: what was to be done `once` is done when steps were made."""
-    options: dict[str, str | bool | None] = {} if ended.proof else dict(once)
+    options = {} if ended.proof else {f"--{key.replace("_", "-")}": value for key, value in once.items()}
     return options | {"--stop-at": stop_at if stop_at and stop_at.startswith("+") else None, "--json": json}
 
 
