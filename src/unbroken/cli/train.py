@@ -88,7 +88,7 @@ def again(
     ended: Ended, once: Mapping[str, str | bool | None], stop_at: str | None, *, json: bool
 ) -> dict[str, str | bool | None]:
     """Return the options to be given next time: what was to be done `once` is done when steps were made."""
-    options = {} if ended.proof else {f"--{key.replace("_", "-")}": value for key, value in once.items()}
+    options = {} if ended.proof else {"--" + key.replace("_", "-"): value for key, value in once.items()}
     return options | {"--stop-at": stop_at if stop_at and stop_at.startswith("+") else None, "--json": json}
 
 
