@@ -269,11 +269,13 @@ def test_a_refusal_nobody_reads_keeps_its_exit_code(stream: str, folder: Path, s
 def test_a_deadline_is_kept(folder: Path, server: Server) -> None:
     (folder / "c.yaml").unlink()
     write(folder / "c.yaml", **ENDLESS)
-    until = time.time() + 4
-    outcome = server(Case(["train", "c.yaml", "--stop-at", f"{until:.3f}"], str(folder)))
+    until = time.time() + 12
+    slow = ("step", 3, [int(signal.SIGCONT)])  # does nothing, but the pause after it makes the step a slow one
+    outcome = server(Case(["train", "c.yaml", "--stop-at", f"{until:.3f}"], str(folder), [slow], pause=4))
     assert time.time() < until
     assert outcome.code == 75, outcome.output
-    assert records(folder / "run", "stop")[0]["reason"] == f"stop-at {until:.3f}"
+    stopped = records(folder / "run", "stop")[0]
+    assert (stopped["n"], stopped["reason"]) == (3, f"stop-at {until:.3f}"), "another step like that would not fit"
     assert outcome.output.endswith("run again: unbroken train c.yaml\n")
     assert_whole(folder / "run")
 
