@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unbroken.store import files
-from unbroken.store.linux import RENAME_EXCHANGE, renameat2
+from unbroken.store.system import RENAME_EXCHANGE, renameat2
 
 PAGE = 4096
 ROOT = 0

@@ -28,7 +28,7 @@ from unbroken.base.errors import CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest_blocks
 from unbroken.base.stopping import poll
 from unbroken.store.layout import TRASH_PREFIX, UNFINISHED_PREFIX
-from unbroken.store.linux import RENAME_EXCHANGE, RENAME_NOREPLACE, UNSUPPORTED, renameat2, reserve
+from unbroken.store.system import RENAME_EXCHANGE, RENAME_NOREPLACE, UNSUPPORTED, renameat2, reserve, sync_file
 
 BLOCK_BYTES = 4 << 20  # hashing and writing release the interpreter lock once per block
 MISSING_OR_BAD = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EIO}
@@ -98,16 +98,6 @@ def write_fully(handle: int, data: memoryview) -> None:
     """Write all of `data`, however few bytes each call takes. Raises `OSError`."""
     while data:
         data = data[os.write(handle, data) :]
-
-
-def sync_file(handle: int) -> None:
-    """Make an open file's bytes durable. Raises `OSError`; never call it again on the same file then."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)  # fsync(2) on macOS stops at the drive's cache
-    else:
-        os.fsync(handle)
 
 
 def sync_folder(path: Path) -> None:

@@ -29,11 +29,11 @@ from unbroken.store.files import (
     open_append,
     refusals,
     replace_file,
-    sync_file,
     sync_folder,
     write_fully,
 )
 from unbroken.store.layout import TORN_PREFIX
+from unbroken.store.system import sync_file
 
 SUM_KEY = "sum"
 SUM_DIGITS = 16

@@ -19,6 +19,7 @@ from unbroken.store.files import DamagedError, FileRecord
 from unbroken.store.lock import RunLock
 from unbroken.store.manifest import ForeignError, Manifest, decode, describe_difference, differences
 from unbroken.store.run import read_run
+from unbroken.store.system import sync_file
 
 PIECE_BYTES = 4 << 20
 BEGUN = {  # what lies in a mirror, beside the mark that it was begun, before its run.json does
@@ -288,7 +289,7 @@ class FolderPlace:
                 files.cut_file(handle, held)
                 for block in byte_range(local, held, end):
                     files.write_fully(handle, memoryview(block))
-                files.sync_file(handle)
+                sync_file(handle)
         finally:
             with suppress(OSError):
                 os.close(handle)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.fingerprint import digest
+from unbroken.store.files import DamagedError, FileRecord
 from unbroken.store.journal import START
 from unbroken.store.manifest import Manifest
 from unbroken.store.run import create_run
@@ -23,9 +25,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     create_run(root, {"run_id": "abc"})
     for place in ("model/1_Pooling", "cache", f"{CHECKPOINT}/model/1_Pooling", "checkpoints/00000004/model"):
         (root / place).mkdir(parents=True)
-    for step in ("00000002", "00000004"):
-        manifest = Manifest("abc", int(step), {}, {}, START)
-        (root / "checkpoints" / step / "MANIFEST.json").write_bytes(manifest.encode())
+    for step in (2, 4):
+        manifest = Manifest("abc", step, {}, {}, START)
+        (root / "checkpoints" / f"{step:08d}" / "MANIFEST.json").write_bytes(manifest.encode())
     (root / "checkpoints" / ".broken-00000006").mkdir()
     return root
 
@@ -122,3 +124,13 @@ def test_a_run_with_an_at_in_its_name(run: Path) -> None:
 def test_what_is_no_run_at_a_step(text: str, line: str, run: Path) -> None:
     with pytest.raises(ConfigError, match=line.format(name=run.name)):
         parse_run_at(text.format(run=run))
+
+
+def test_a_model_that_is_not_what_was_written_is_no_origin(run: Path) -> None:
+    manifest = Manifest("abc", 2, {"model/config.json": FileRecord(2, digest(b"{}"))}, {}, START)
+    (run / CHECKPOINT / "MANIFEST.json").write_bytes(manifest.encode())
+    (run / CHECKPOINT / "model" / "config.json").write_bytes(b"{}")
+    assert resolve_model(str(run / CHECKPOINT)).parent
+    (run / CHECKPOINT / "model" / "config.json").write_bytes(b"[]")
+    with pytest.raises(DamagedError, match=r"config\.json does not hold the bytes that were written"):
+        resolve_model(str(run / CHECKPOINT))

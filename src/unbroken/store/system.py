@@ -1,4 +1,4 @@
-"""Two calls of Linux that other systems, and some file systems, do not have."""
+"""The few calls that differ between operating systems, or that some file systems do not have."""
 
 from __future__ import annotations
 
@@ -11,6 +11,16 @@ from pathlib import Path
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2  # linux/fs.h
 AT_FDCWD = -100  # linux/fcntl.h
 UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def sync_file(handle: int) -> None:
+    """Make an open file's bytes durable. Raises `OSError`; never call it again on the same file then."""
+    if sys.platform == "darwin":
+        import fcntl
+
+        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)  # fsync(2) on macOS stops at the drive's cache
+    else:
+        os.fsync(handle)
 
 
 def reserve(handle: int, size: int) -> None:
