@@ -14,13 +14,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.faults.outcome import KINDS, NOT_RUN, Outcome
+from bench.faults.outcome import EXACT, KINDS, NOT_RUN, Outcome
 from bench.faults.rows import ROWS
 from bench.faults.server import REPOSITORY
 from bench.faults.systems import TITLES
 from bench.faults.trainers import Spec, peer_arguments
 
 PACKAGES = ("unbroken", "torch", "transformers", "sentence-transformers", "accelerate", "datasets")
+PLACES = ("outside a save", "during a save", "after the end")
 
 
 @dataclass(frozen=True)
@@ -103,19 +104,27 @@ def table(cells: Cells, systems: Sequence[str]) -> str:
 
 
 def summary(outcomes: list[Outcome] | None, applies: bool) -> str:
-    """Return the words with their counts, the worst first, and the commonest remark of the worst."""
+    """Return the words with their counts, the worst first, and the first remark of the worst."""
     if not applies:
         return "n/a"
     if not outcomes:
         return NOT_RUN
-    counts = Counter(outcome.kind for outcome in outcomes)
-    kinds = [kind for kind in KINDS if counts[kind]]
-    words = ", ".join(f"**{kind}** {counts[kind]}" for kind in kinds)
-    if len(kinds) == 1 and kinds[0] == "exact" and len(outcomes) > 1:
+    worst = min(outcomes, key=lambda outcome: list(KINDS).index(outcome.kind))
+    places = {outcome.case.split(",")[0] for outcome in outcomes} & set(PLACES)
+    if places:  # kills: where they struck
+        parts = (f"{place}: {counted([o for o in outcomes if o.case.startswith(place)])}" for place in PLACES)
+        words = "<br>".join(part for part, place in zip(parts, PLACES, strict=True) if place in places)
+    else:
+        words = counted(outcomes)
+    if worst.kind == EXACT and len(outcomes) > 1:
         return words
-    worst = [outcome for outcome in outcomes if outcome.kind == kinds[0]]
-    place = f"{worst[0].case}: " if len(outcomes) > 1 else ""
-    return f"{words}<br>{escaped(place + shortened(worst[0].remark, 110))}"
+    place = f"{worst.case}: " if len(outcomes) > 1 else ""
+    return "<br>".join(part for part in (words, escaped(place + shortened(worst.remark, 110))) if part)
+
+
+def counted(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(outcome.kind for outcome in outcomes)
+    return ", ".join(f"**{kind}** {counts[kind]}" for kind in KINDS if counts[kind])
 
 
 def shortened(text: str, most: int) -> str:
