@@ -1,4 +1,4 @@
-"""The judge of the fault board: what makes an ending a refusal, a crash, exact; and one row of ours in real processes."""
+"""The judge of the fault board: what is a refusal, a crash, exact; and one row of ours in real processes."""
 
 from __future__ import annotations
 
