@@ -7,11 +7,11 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from bench.faults import table
 from bench.faults.inputs import make_inputs
-from bench.faults.outcome import Outcome
 from bench.faults.rows import ROWS
 from bench.faults.systems import TITLES, System
 
@@ -19,35 +19,39 @@ from bench.faults.systems import TITLES, System
 def main() -> None:
     given = arguments()
     home = Path(tempfile.mkdtemp(prefix="faults-", dir=given.work)).resolve()
+    cells = table.read(given.out) if given.add else {}
     try:
-        cells = strike(given.rows, given.system, home, given.out)
+        strike(given.rows, given.system, home, cells, given.out)
     finally:
         if not given.keep:
             shutil.rmtree(home, ignore_errors=True)
     if given.out is None:
-        print(cells)
+        print(table.board(cells, given.system))
 
 
-def strike(rows: list[str], systems: list[str], home: Path, out: Path | None) -> str:
-    """Run each row for each system in turn; return the page, written anew after every row if there is `out`."""
+def strike(
+    rows: list[str], systems: list[str], home: Path, cells: dict[tuple[str, str], table.Cell], out: Path | None
+) -> None:
+    """Run each row for each system in turn and put what came of it into `cells`; write the page after every one."""
     make_inputs(home)
-    cells: dict[tuple[str, str], list[Outcome]] = {}
-    seconds: dict[str, float] = {}
-    text = ""
     trainers = [System(name, home) for name in systems]
+    commit = table.commit()
     for row in (ROWS[key] for key in rows):
         for system in (found for found in trainers if found.name in row.systems):
             began = time.monotonic()
-            cells[row.name, system.name] = row.run(system)
-            seconds[f"{system.name} {row.name}"] = taken = time.monotonic() - began
-            counted = table.summary(cells[row.name, system.name], applies=True)
+            try:
+                outcomes = row.run(system)
+            except Exception:  # noqa: BLE001 - a row that fails says nothing about the system: it stays "not run"
+                traceback.print_exc()
+                continue
+            taken = round(time.monotonic() - began, 1)
+            cells[row.name, system.name] = table.Cell(outcomes, table.now(), commit, taken)
+            counted = table.summary(outcomes, applies=True)
             print(f"{system.name} row {row.name}, {taken:.0f} s: {counted}", file=sys.stderr, flush=True)
-            text = table.board(cells, systems, seconds)
             if out:
-                table.write(out, text)
+                table.write(out, cells, list(TITLES))
     for system in trainers:
         system.server.close()
-    return text
 
 
 def arguments() -> argparse.Namespace:
@@ -58,10 +62,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, help="folder for the runs; default: the system's temporary folder")
     parser.add_argument("--keep", action="store_true", help="keep the runs and what they printed")
     parser.add_argument("--out", type=Path, help="Markdown file; default: stdout")
+    parser.add_argument("--add", action="store_true", help="keep the other rows of an earlier board at --out")
     given = parser.parse_args()
     for name in given.rows:
         if name not in ROWS:
             parser.error(f"there is no row '{name}'; there are {', '.join(ROWS)}")
+    if given.add and not given.out:
+        parser.error("--add needs --out")
     given.rows = given.rows or list(ROWS)
     return given
 

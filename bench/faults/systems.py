@@ -156,8 +156,9 @@ class System:
         if self.name != "ours":
             found = json.loads((Path(output) / FINAL / LOSSES_FILE).read_text())
             return {int(step): loss for step, loss in found.items()}
-        lines = (json.loads(line) for line in (Path(output) / "journal.jsonl").read_bytes().splitlines())
-        return {line["n"]: line["loss"] for line in lines if line.get("kind") == "step"}
+        lines = (Path(output) / "journal.jsonl").read_bytes().splitlines()
+        records = [record for line in lines if (record := parsed(line)).get("kind") == "step"]
+        return {record["n"]: record["loss"] for record in records}
 
     def distance(self, output: str | Path, spec: Spec) -> float:
         """Return how far the weights are from the golden ones; 1 is as far as those of a run with another seed."""
@@ -191,6 +192,14 @@ class System:
     def kill(self, pid: int) -> int:
         kill(pid)
         return self.server.wait(pid)
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """Return a record of a journal, or an empty one for a damaged line, which stays where it is."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return {}
 
 
 def normalised(text: str) -> list[str]:

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.faults.outcome import KINDS, NOT_RUN, Outcome
+from bench.faults.outcome import EXACT, KINDS, NOT_RUN, Outcome
 from bench.faults.rows import ROWS
 from bench.faults.server import REPOSITORY
 from bench.faults.systems import TITLES
 from bench.faults.trainers import Spec, peer_arguments
 
 PACKAGES = ("unbroken", "torch", "transformers", "sentence-transformers", "accelerate", "datasets")
-Cells = Mapping[tuple[str, str], list[Outcome]]
+PLACES = ("outside a save", "during a save", "after the end")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What became of one row for one system, when, at which commit, and how long it took."""
+
+    outcomes: list[Outcome]
+    date: str
+    commit: str
+    seconds: float
+
+
+Cells = Mapping[tuple[str, str], Cell]
 
 HOW = """\
 Each case is a real process that trains a model of two layers with dropout on a CPU (24 steps of 4 rows, 11 steps an
@@ -39,10 +53,10 @@ A traceback counts as a refusal if its last frame is a `raise` of the trainer's 
 A distance of 1 is that of the weights of a run with another seed."""
 
 
-def board(cells: Cells, systems: list[str], seconds: Mapping[str, float]) -> str:
+def board(cells: Cells, systems: Sequence[str]) -> str:
     """Return the whole page."""
     parts = ["# The same faults, three trainers", "Written by `python -m bench.faults`; not edited by hand.", HOW]
-    parts.append("\n".join(f"- {key}: {value}" for key, value in about(seconds).items()))
+    parts.append("\n".join(f"- {key}: {value}" for key, value in about(cells).items()))
     parts.append(table(cells, systems))
     words = "\n".join(f"- **{kind}**: {meaning}." for kind, meaning in reversed(KINDS.items()))
     parts.append(f"## The words\n\n{words}\n- **{NOT_RUN}**: claims nothing. **n/a**: there is no such thing there.")
@@ -51,16 +65,22 @@ def board(cells: Cells, systems: list[str], seconds: Mapping[str, float]) -> str
     return "\n\n".join(parts) + "\n"
 
 
-def about(seconds: Mapping[str, float]) -> dict[str, Any]:
+def about(cells: Cells) -> dict[str, Any]:
     from unbroken.run.environment import cpu_model
 
     return {
-        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "date": between(cell.date for cell in cells.values()),
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES) + f", Python {platform.python_version()}",
-        "commit": commit(),
-        "duration": f"{sum(seconds.values()) / 60:.0f} minutes, load at the end {os.getloadavg()[1]:.1f}",
+        "commit": between(cell.commit for cell in cells.values()),
+        "duration": f"{sum(cell.seconds for cell in cells.values()) / 60:.0f} minutes, "
+        f"load of the machine at the end {os.getloadavg()[1]:.1f}",
     }
+
+
+def between(values: Iterable[str]) -> str:
+    found = sorted(set(values))
+    return found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" if found else ""
 
 
 def commit() -> str:
@@ -71,52 +91,61 @@ def commit() -> str:
     )
 
 
-def table(cells: Cells, systems: list[str]) -> str:
+def table(cells: Cells, systems: Sequence[str]) -> str:
     lines = [
         "| # | fault | " + " | ".join(TITLES[name] for name in systems) + " | command |",
         "|---|---|" + "---|" * (len(systems) + 1),
     ]
     for name, row in ROWS.items():
-        shown = (summary(cells.get((name, system)), system in row.systems) for system in systems)
+        found = {system: cells.get((name, system)) for system in systems}
+        shown = (summary(cell.outcomes if cell else None, system in row.systems) for system, cell in found.items())
         lines.append(f"| {name} | {row.title} | " + " | ".join(shown) + f" | `python -m bench.faults {name}` |")
     return "\n".join(lines)
 
 
 def summary(outcomes: list[Outcome] | None, applies: bool) -> str:
-    """Return the words with their counts, the worst first, and the commonest remark of the worst."""
+    """Return the words with their counts, the worst first, and the first remark of the worst."""
     if not applies:
         return "n/a"
     if not outcomes:
         return NOT_RUN
-    counts = Counter(outcome.kind for outcome in outcomes)
-    kinds = [kind for kind in KINDS if counts[kind]]
-    words = ", ".join(f"**{kind}** {counts[kind]}" for kind in kinds)
-    if len(kinds) == 1 and kinds[0] == "exact" and len(outcomes) > 1:
+    worst = min(outcomes, key=lambda outcome: list(KINDS).index(outcome.kind))
+    places = {outcome.case.split(",")[0] for outcome in outcomes} & set(PLACES)
+    if places:  # kills: where they struck
+        parts = (f"{place}: {counted([o for o in outcomes if o.case.startswith(place)])}" for place in PLACES)
+        words = "<br>".join(part for part, place in zip(parts, PLACES, strict=True) if place in places)
+    else:
+        words = counted(outcomes)
+    if worst.kind == EXACT and len(outcomes) > 1:
         return words
-    worst = [outcome for outcome in outcomes if outcome.kind == kinds[0]]
-    place = f"{worst[0].case}: " if len(outcomes) > 1 else ""
-    return f"{words}<br>{cell(place + shortened(worst[0].remark, 110))}"
+    place = f"{worst.case}: " if len(outcomes) > 1 else ""
+    return "<br>".join(part for part in (words, escaped(place + shortened(worst.remark, 110))) if part)
+
+
+def counted(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(outcome.kind for outcome in outcomes)
+    return ", ".join(f"**{kind}** {counts[kind]}" for kind in KINDS if counts[kind])
 
 
 def shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def cell(text: str) -> str:
+def escaped(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").strip(": ")
 
 
-def details(cells: Cells, systems: list[str]) -> list[str]:
+def details(cells: Cells, systems: Sequence[str]) -> list[str]:
     parts = []
     for name, row in ROWS.items():
         for system in systems:
-            if outcomes := cells.get((name, system)):
-                counted = Counter((o.kind, o.case, o.remark) for o in outcomes)
+            if found := cells.get((name, system)):
+                counted = Counter((o.kind, o.case, o.remark) for o in found.outcomes)
                 lines = [
                     f"- {kind}: {case}{f' ({count} times)' if count > 1 else ''}{f' | {remark}' if remark else ''}"
                     for (kind, case, remark), count in counted.items()
                 ]
-                heading = f"<summary>{name} {TITLES[system]}: {row.title}</summary>"
+                heading = f"<summary>{name} {TITLES[system]}: {row.title} ({found.date}, {found.commit})</summary>"
                 parts.append(f"<details>{heading}\n\n" + "\n".join(lines) + "\n\n</details>")
     return parts
 
@@ -133,6 +162,24 @@ def settings() -> str:
     )
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, cells: Cells, systems: Sequence[str]) -> None:
+    """Write the page, and beside it as JSON what it is made of."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(board(cells, systems), encoding="utf-8")
+    plain = [{"row": row, "system": system, **asdict(cell)} for (row, system), cell in cells.items()]
+    path.with_suffix(".json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
+
+
+def read(path: Path) -> dict[tuple[str, str], Cell]:
+    """Return the cells of an earlier board, none if there is none."""
+    listed = path.with_suffix(".json")
+    found = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else []
+    return {(one.pop("row"), one.pop("system")): cell_of(one) for one in found}
+
+
+def cell_of(values: dict[str, Any]) -> Cell:
+    return Cell(**values | {"outcomes": [Outcome(**outcome) for outcome in values["outcomes"]]})
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M")

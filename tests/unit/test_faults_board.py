@@ -1,4 +1,4 @@
-"""The judge of the fault board: what makes an ending a refusal, a crash, exact; one row of ours in real processes."""
+"""The judge of the fault board: what is a refusal, a crash, exact; and one row of ours in real processes."""
 
 from __future__ import annotations
 
@@ -51,6 +51,20 @@ def test_a_cell_begins_with_the_worst() -> None:
     assert table.summary(None, applies=True) == "not run"
     assert table.summary([], applies=True) == "not run"
     assert table.summary(None, applies=False) == "n/a"
+
+
+def test_kills_are_told_apart_by_where_they_struck() -> None:
+    found = [Outcome("during a save, newest checkpoint 4", "crash", "why"), Outcome("outside a save, ...", "exact")]
+    shown = table.summary(found, applies=True)
+    assert shown.startswith("outside a save: **exact** 1<br>during a save: **crash** 1<br>during a save, newest")
+
+
+def test_a_board_can_be_made_in_parts(tmp_path: Path) -> None:
+    cells = {("1", "ours"): table.Cell([Outcome("a", "exact", "b")], "2026-01-02 03:04", "abc", 1.5)}
+    table.write(tmp_path / "board.md", cells, ["ours", "st"])
+    assert table.read(tmp_path / "board.md") == cells
+    assert "| **exact** 1<br>b | not run |" in (tmp_path / "board.md").read_text(encoding="utf-8")
+    assert table.read(tmp_path / "none.md") == {}
 
 
 @pytest.mark.slow
