@@ -254,10 +254,11 @@ def test_restart_does_not_move_a_run_that_trains(model: Path, tmp_path: Path) ->
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
 
+@pytest.mark.slow
 def test_a_zombie_wakes_up(model: Path, tmp_path: Path) -> None:
     """A real process is stopped, its lock deleted, the run finished by another one; then it wakes up."""
-    desk(tmp_path, model, max_steps=300)
-    train(values(model, max_steps=300), tmp_path / "whole")
+    desk(tmp_path, model, max_steps=120)
+    train(values(model, max_steps=120), tmp_path / "whole")
     with processes(1, COMMAND, tmp_path) as [first]:
         wait_until(lambda: (tmp_path / "run" / "checkpoints" / "00000004").exists())
         first.send_signal(signal.SIGSTOP)

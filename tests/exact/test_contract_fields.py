@@ -83,6 +83,7 @@ OPERATIONAL: dict[str, list[Case]] = {
     "save_steps": [Case(1), Case(5)],
     "save_seconds": [Case(0.01)],
     "save_total_limit": [Case(7)],
+    "mirror": [Case("mirror")],
 }
 # `task` has one value here, and another one is another configuration altogether: refused as such.
 OTHER = {"task"}
@@ -182,6 +183,8 @@ def test_an_operational_key_changes_no_bit(key: str, number: int, model: Path, w
     changed = {**plain, **case.along, key: case.change}
     for name, asked in (("first", (changed, plain)), ("last", (plain, changed))):
         run = tmp_path / name
+        if key == "mirror":
+            changed["mirror"] = str(tmp_path / f"{case.change}-{name}")
         train(asked[0], run, stop_after=7)
         if key == "output_dir":  # the run has another name, or lies elsewhere
             run = run.rename(tmp_path / f"{case.change}-{name}")

@@ -43,7 +43,7 @@ def test_a_step_that_is_not_finite_is_named_with_its_rows(model: Path, tmp_path:
     asked = values(model, learning_rate=1e30, max_grad_norm=0.0, save_steps=1, shuffle=False)
     with pytest.raises(TrainingError) as first:
         train(asked, tmp_path / "run")
-    [failure] = records(tmp_path / "run", "failure")
+    [failure] = records(tmp_path / "run", "failed_step")
     number = failure["n"]
     rows = ", ".join(str((number - 1) * 4 + i + 1) for i in range(4))
     assert f"step {number} failed: the gradient norm is nan" in str(first.value)
@@ -61,7 +61,7 @@ def test_a_step_that_is_not_finite_is_named_with_its_rows(model: Path, tmp_path:
         train(asked, tmp_path / f"stopped-{last}", stop_after=last)
         with pytest.raises(TrainingError):
             train(asked, tmp_path / f"stopped-{last}")
-        assert records(tmp_path / f"stopped-{last}", "failure") == [failure]
+        assert records(tmp_path / f"stopped-{last}", "failed_step") == [failure]
         assert step_records(tmp_path / f"stopped-{last}") == step_records(tmp_path / "run")
 
 
@@ -107,7 +107,7 @@ def test_a_loop_of_ones_own(tmp_path: Path) -> None:
         with pytest.raises(error, match=r"step 7 failed: .* its batch is rows \d+, \d+, \d+;") as refusal:
             Mine(tmp_path / "run", 7, lambda: float("inf")).train()
         assert "generator" not in str(refusal.value), "not the refusal of a step that does not repeat"
-        assert len(records(tmp_path / "run", "failure")) == count
+        assert len(records(tmp_path / "run", "failed_step")) == count
     Mine(tmp_path / "whole", 0, boom).train()
     with pytest.raises(ZeroDivisionError):
         Mine(tmp_path / "raised", 7, boom).train()

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
+from unbroken.base.errors import BusyError, CannotContinueError, ConfigError, UnbrokenError
+from unbroken.base.reading import read_document
 from unbroken.run import resources
 from unbroken.run.contract import fork_command
 from unbroken.store import files, layout
 from unbroken.store.held import is_held
-from unbroken.store.lock import describe, holder
+from unbroken.store.lock import describe, named_holder
+from unbroken.store.manifest import read_manifest
 from unbroken.store.run import BEFORE_CREATION
 
 if TYPE_CHECKING:
@@ -116,16 +118,11 @@ def measured_demand(root: Path) -> Demand | None:
     home = root / layout.CHECKPOINTS_FOLDER
     names = [name for name in files.list_folder(home) if layout.step_of(name) is not None]
     for name in reversed(names):
-        sizes = [
-            os.lstat(os.path.join(place, each)).st_size
-            for place, _, inside in os.walk(home / name)
-            for each in inside
-            if os.path.lexists(os.path.join(place, each))
-        ]
         try:
-            peak = json.loads((home / name / layout.SEGMENT_FILE).read_bytes()).get("peak", {})
-            return Demand(sum(sizes), len(sizes), len(names), int(peak.get("host", 0)), int(peak.get("device", 0)))
-        except (OSError, ValueError, TypeError, AttributeError):
+            sizes = [record.size for record in read_manifest(home / name).files.values()]  # not what lies there now
+            peak = json.loads(read_document(home / name / layout.SEGMENT_FILE)).get("peak", {})
+            return Demand(sum(sizes), len(sizes) + 1, len(names), int(peak.get("host", 0)), int(peak.get("device", 0)))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, UnbrokenError):
             continue  # broken: the restore will say so
     return None
 
@@ -138,7 +135,7 @@ def require_ready(root: Path, keep: int) -> None:
     """
     if is_held(root):
         raise BusyError(
-            f"{root} is in use by {describe(holder(root))}",
+            f"{root} is in use by {describe(named_holder(root))}",
             next_step="wait for it to end, or stop it, and run the same command again",
         )
     for folder in (root, root / layout.CHECKPOINTS_FOLDER):

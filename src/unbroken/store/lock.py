@@ -50,7 +50,7 @@ class RunLock:
             self._lock.acquire(blocking=False)
         except Timeout:
             raise BusyError(
-                f"{self.root} is in use by {describe(_named_holder(self.root))}",
+                f"{self.root} is in use by {describe(named_holder(self.root))}",
                 next_step="wait for it to end, or stop it, and run the same command again",
             ) from None
         except OSError as failure:
@@ -122,7 +122,7 @@ def _identity(root: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _named_holder(root: Path) -> dict[str, Any] | None:
+def named_holder(root: Path) -> dict[str, Any] | None:
     """Return who holds a run that was found held. It may have just taken it: then a dead one's name still stands."""
     deadline = time.monotonic() + NAMING_SECONDS
     while ((names := holder(root)) is None or _is_dead(names)) and time.monotonic() < deadline:
