@@ -286,7 +286,7 @@ def test_the_command_to_go_on_restarts_nothing_twice(folder: Path, server: Serve
     assert server(later).output.endswith("run again: unbroken train c.yaml --set save_steps=2 --stop-at +2h\n")
     early = Case(arguments, str(folder), [("data", 1, [int(SIGTERM)])])
     assert server(early).output.endswith(
-        "run again: unbroken train c.yaml --set save_steps=2 --stop-at +2h --restart\n"
+        "run again: unbroken train c.yaml --set save_steps=2 --restart --stop-at +2h\n"
     )
     assert records(folder / "run", "stop")[-1]["n"] == 5
     assert_ends_like_whole(folder)
