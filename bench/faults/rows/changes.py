@@ -54,9 +54,10 @@ def changed_threads(system: System) -> list[Outcome]:
     """Begun on one core, gone on with on two."""
     original = system.stopped()
     changed = replace(original, threads=2)
-    if system.name != "ours" and system.sha256(system.golden(original)) == system.sha256(system.golden(changed)):
-        return []  # nothing to find: the number of threads makes no difference to these weights
-    return [conclude(system, changed, "one core, then two", oracle=original, harmless=True)]
+    if system.sha256(system.golden(original)) == system.sha256(system.golden(changed)):
+        return []  # the number of cores makes no difference to these weights: there is nothing to find
+    outcome = conclude(system, changed, "one core, then two", oracle=original, harmless=True)
+    return [replace(outcome, remark=f"{outcome.remark} (control: on two cores throughout, other bits)".strip())]
 
 
 def moved_folder(system: System) -> list[Outcome]:
