@@ -29,7 +29,8 @@ from unbroken.store.files import sync_folder
 from unbroken.store.layout import HOLDER_FILE, LOCK_FILE, UNFINISHED_PREFIX
 
 MAX_HOLDER_BYTES = 1 << 20
-NAMING_SECONDS = 0.5  # how long after taking the lock a holder may need to say its name
+NAMING_SECONDS = 2.0  # how long after taking the lock a holder may need to say its name: it waits for the disk
+UNNAMING_SECONDS = 0.05  # and how long until it has taken away the name of the one before
 
 
 class RunLock:
@@ -58,6 +59,8 @@ class RunLock:
                 f"cannot write in {self.root}: {failure.strerror or failure}",
                 next_step="check its permissions, or choose another folder",
             ) from failure
+        with suppress(OSError):  # a dead holder's name; whoever comes now waits for ours
+            os.unlink(self.root / HOLDER_FILE)
         with suppress(StorageError):  # the lock's file tells our folder from others': durable before all other files
             sync_folder(self.root)
         self._file = _identity(self.root)
@@ -125,6 +128,7 @@ def _identity(root: Path) -> tuple[int, int] | None:
 def named_holder(root: Path) -> dict[str, Any] | None:
     """Return who holds a run that was found held. It may have just taken it: then a dead one's name still stands."""
     deadline = time.monotonic() + NAMING_SECONDS
+    time.sleep(UNNAMING_SECONDS)
     while ((names := holder(root)) is None or _is_dead(names)) and time.monotonic() < deadline:
         time.sleep(0.01)
     return names

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,26 @@ def test_a_damaged_holder_file_only_hides_the_name(tmp_path: Path) -> None:
         (tmp_path / "holder.json").write_text("{")
         with pytest.raises(BusyError, match="another process"):
             RunLock(tmp_path).acquire()
+
+
+def test_a_holder_that_has_not_said_its_name_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waits for the disk, the name of a dead one from another machine must not stand for it."""
+    (tmp_path / "holder.json").write_text(json.dumps({"pid": 1, "host": "another", "since": "before"}))
+    locked = threading.Event()
+
+    def slow(folder: Path) -> None:
+        locked.set()
+        time.sleep(0.3)
+
+    monkeypatch.setattr("unbroken.store.lock.sync_folder", slow)
+    first = RunLock(tmp_path)
+    holding = threading.Thread(target=first.acquire)
+    holding.start()
+    locked.wait()
+    with pytest.raises(BusyError, match=f"in use by process {os.getpid()} on"):
+        RunLock(tmp_path).acquire()
+    holding.join()
+    first.release()
 
 
 def test_a_missing_folder_is_a_mistake_of_the_command(tmp_path: Path) -> None:
