@@ -47,8 +47,7 @@ class Deadline:
         now = datetime.now().astimezone()
         seconds = _unix_time(when, now) - now.timestamp()
         if seconds <= 0:
-            ago = f"{abs(seconds):.0f} seconds" if seconds > -120 else f"{abs(seconds) / 60:.0f} minutes"
-            raise ConfigError(f"stop-at {when} is past, by {ago}", next_step=FORMS)
+            raise ConfigError(f"stop-at {when} is past: now it is {now:%Y-%m-%d %H:%M:%S}", next_step=FORMS)
         return cls(seconds, str(when))
 
     def step_took(self, seconds: float) -> None:

@@ -119,8 +119,3 @@ def spans(steps: Iterable[int]) -> str:
         else:
             found.append([step, step])
     return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in found)
-
-
-def number_of(count: int, thing: str) -> str:
-    """Return a count and what is counted: 1 step, 1,200 steps."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"

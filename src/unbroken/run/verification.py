@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unbroken.base.errors import CannotContinueError, UnbrokenError, VerificationError
-from unbroken.run.evidence import number_of, spans
+from unbroken.base.words import number_of
+from unbroken.run.evidence import spans
 
 
 @dataclass(frozen=True)

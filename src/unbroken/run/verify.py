@@ -11,10 +11,11 @@ from torch import Tensor
 
 from unbroken.base.errors import CannotContinueError, TrainingError, UnbrokenError
 from unbroken.base.fingerprint import canonical
+from unbroken.base.words import number_of
 from unbroken.run import environment
 from unbroken.run.compare import compare_tensors
 from unbroken.run.digests import FORGED, model_tensors
-from unbroken.run.evidence import Evidence, Stretch, number_of, spans
+from unbroken.run.evidence import Evidence, Stretch, spans
 from unbroken.run.job import Job
 from unbroken.run.replay import CAUSES, first_difference
 from unbroken.run.stepping import Steps
@@ -78,8 +79,8 @@ def choose_windows(
     """Return which recorded steps to make again; `sound` are the steps of the checkpoints that verify.
 
     `everything`: all that can be reached. Otherwise one window, from `step` on or from the oldest checkpoint, over
-    `steps` steps or to the next checkpoint, at most 20. No window crosses an accepted drift. Raises
-    `CannotContinueError` if nothing is recorded there or there is no state to start from.
+    `steps` steps, or to the next checkpoint, or at most 20 where none follows. No window crosses an accepted drift.
+    Raises `CannotContinueError` if nothing is recorded there or there is no state to start from.
     """
     last = f"records end at step {evidence.last}"
     if step is not None and step >= evidence.last and not _foreseen(evidence, step):
@@ -139,7 +140,7 @@ def _window_at(
             next_step=f"steps with one: {there}",
         )
     end, why = _end(step, stretch.last, sound, steps)
-    at = "as asked" if before[-1] == step else f"the last state before step {step}, as asked,"
+    at = f"from step {step}, as asked," if before[-1] == step else f"from the last state before step {step}, as asked,"
     return Window(before[-1], end, f"{at} {why}")
 
 
@@ -148,7 +149,7 @@ def _end(start: int, last: int, sound: Sequence[int], steps: int | None) -> tupl
     if steps is not None:
         return min(last, start + steps), f"for {number_of(steps, 'step')}"
     following = min((step for step in sound if start < step <= last), default=None)
-    if following is not None and following <= start + DEFAULT_STEPS:
+    if following is not None:  # however far: a checkpoint is compared tensor by tensor
         return following, "to the next one" if start in sound else "to the next checkpoint"
     end = min(last, start + DEFAULT_STEPS)
     return end, "to the last record" if end == last else f"for {DEFAULT_STEPS} steps"

@@ -71,7 +71,10 @@ class Diff:
 
     @property
     def likely_cause(self) -> str:
-        """Why the first differing step differs, as far as its record tells."""
+        """Why the first differing step differs: what makes them different runs, or else what its record tells."""
+        changed = [one.key for one in (*self.config, *self.inputs) if one.kind != "operational"]
+        if self.differs and changed:
+            return f"they differ in {', '.join(changed)}"
         return CAUSES.get(self.differs, "")
 
     @property

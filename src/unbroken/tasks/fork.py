@@ -173,9 +173,10 @@ def _carry_over(source: Source, asked: Asked, target: Path, report: Reporter, pr
     for text in (*source.notes, *asked.prepared.notes):
         report(Notice(text))
     total = asked.new.course.total_steps
-    if total < source.step:
+    if total < source.step or (total == source.step and asked.changed):
         raise CannotContinueError(
             f"the new run would have {total} steps, and {source.root} is at step {source.step} there",
+            why="there would be nothing left to train",
             next_step=f"set max_steps to more than {source.step}, or fork an earlier step: {source.root}@STEP",
         )
     require_space(

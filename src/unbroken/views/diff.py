@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from unbroken.base.config import shown
+from unbroken.base.words import number_of
 from unbroken.run.compare import Compared
-from unbroken.run.evidence import number_of
 from unbroken.run.replay import CAUSES
 from unbroken.tasks.diff import Diff
 from unbroken.views.text import table

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
+from unbroken.base.words import number_of
 from unbroken.run.report import (
     Began,
     Boundary,
@@ -75,7 +76,8 @@ class Terminal:
                     f"loss {first_new['loss']:.6f}, learning rate {first_new['learning_rate']:.3e}"
                 )
             case Replayed(first, last, count):
-                self._say(f"replayed {count} steps ({first} to {last}): identical to the bit")
+                span = f"steps ({first} to {last})" if count > 1 else f"step ({first})"
+                self._say(f"replayed {count} {span}: identical to the bit")
             case Evaluated(step, metrics):
                 shown = {name: metrics[name] for name in SHOWN_METRICS if name in metrics} or metrics
                 self._say(f"evaluation after step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
@@ -110,11 +112,14 @@ class Terminal:
         seconds_left = steps_left * event.num_examples / max(rate, 1e-9)
         text = (
             f"step {event.step:,}/{self._began.last_step:,}  loss {event.loss:.4f}  {rate:.0f} samples/s  "
-            f"ETA {clock_time(seconds_left)}  safe up to step {self.safe_step:,}"
+            f"ETA {clock_time(seconds_left)}  {self._safe()}"
         )
         if self.mirrored_step is not None:
             text += f", mirrored up to {self.mirrored_step:,}"
         self._draw(text)
+
+    def _safe(self) -> str:
+        return f"safe up to step {self.safe_step:,}" if self.safe_step else "no commit yet"
 
     def _end(self, event: Ended) -> None:
         self._clear()
@@ -126,7 +131,8 @@ class Terminal:
         self._say(f"finished: {event.step:,} steps, model in {event.model}")
         found = event.proof
         if found:
-            self._say(f"proof: {found['segments']} segments, {found['restores']} restores; {found['verdict']}")
+            counts = [number_of(found["segments"], "segment"), number_of(found["restores"], "restore")]
+            self._say(f"proof: {', '.join(counts)}; {found['verdict']}")
 
     def _draw(self, text: str) -> None:
         """Replace the live line, or without a terminal write a log line."""

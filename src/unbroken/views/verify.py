@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unbroken.run.evidence import number_of, spans
+from unbroken.base.words import number_of
+from unbroken.run.evidence import spans
 from unbroken.run.verification import Replayed, Verification
 
 
