@@ -149,7 +149,7 @@ def _end(start: int, last: int, sound: Sequence[int], steps: int | None) -> tupl
     if steps is not None:
         return min(last, start + steps), f"for {number_of(steps, 'step')}"
     following = min((step for step in sound if start < step <= last), default=None)
-    if following is not None:  # however far: a checkpoint is compared tensor by tensor
+    if following is not None and (start in sound or following <= start + DEFAULT_STEPS):  # there tensors are compared
         return following, "to the next one" if start in sound else "to the next checkpoint"
     end = min(last, start + DEFAULT_STEPS)
     return end, "to the last record" if end == last else f"for {DEFAULT_STEPS} steps"

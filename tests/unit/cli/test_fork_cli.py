@@ -129,8 +129,8 @@ REFUSED = {
     "fork runs/a runs/b --set device=cuda:7": (2, "device: cuda:7 is not there; …"),
     "fork runs/a runs/b --set max_steps=2": (
         4,
-        "the new run would have 2 steps, and runs/a is at step 3 there; set max_steps to more than 3, or fork an "
-        "earlier step: runs/a@STEP",
+        "the new run would have 2 steps, and runs/a is at step 3 there; there would be nothing left to train; "
+        "set max_steps to more than 3, or fork an earlier step: runs/a@STEP",
     ),
     "fork runs/a runs/b --set model=other": (
         4,
