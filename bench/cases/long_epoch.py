@@ -13,7 +13,7 @@ from bench.figures import ratios, spread
 from bench.harness import Context, Result, Run
 
 TITLE = "Long epoch: seconds from process start to the end of the first step, resumed in an epoch of 1,000,000 examples"
-EXAMPLES, BATCH = 1_000_000, 32
+EXAMPLES, BATCH = 1_000_000, 128
 PLACES = {"5 %": 0.05, "90 %": 0.9}
 SECONDS, LEAST = 240, 3
 
