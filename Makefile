@@ -14,7 +14,7 @@ CODE := src tests bench
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check slow exact crash soak demo bench format clean
+.PHONY: help venv test check slow exact crash soak demo bench faults format clean
 
 help:
 	@echo "make test    formatting, lint, types, layers, fast tests"
@@ -23,6 +23,7 @@ help:
 	@echo "make crash   real processes killed, disks filled, bits flipped"
 	@echo "make soak    one run after the other, killed at random for half an hour (SOAK_MINUTES=30)"
 	@echo "make demo    train a real model, kill it, go on, compare"
+	@echo "make faults  the same faults struck at three trainers"
 	@echo "make bench   against the peers' own releases"
 	@echo "make format  lay out the code     make venv  only the environment     make clean  remove what was made"
 
@@ -60,6 +61,9 @@ soak: $(READY)
 
 demo: $(READY)
 	@$(BIN)/unbroken demo
+
+faults: $(READY)
+	@$(BIN)/python -m bench.faults
 
 bench: $(READY)
 	@$(BIN)/python -m bench
