@@ -364,19 +364,23 @@ def test_killed_once_while_it_restores_then_the_same_command(
     asked = values(model, mirror=str(tmp_path / "mirror"))
     settled(asked, tmp_path / "run", 10)
 
-    def lost_before_the_last_file(there: place.Place, path: str) -> bytes:
+    put = place.FolderPlace.put
+
+    def lost_before_the_last_file(there: place.FolderPlace, path: str, content: bytes) -> None:
         if path == "run.json":
             raise Lost
-        return place.read(there, path)
+        put(there, path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirroring, "read", lost_before_the_last_file)
+        patch.setattr(place.FolderPlace, "put", lost_before_the_last_file)
         with pytest.raises(Lost):
             train(asked, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").exists()
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not list((tmp_path / "run").glob("*run.json")), "neither it nor its copy"
     assert train(asked, tmp_path / "run")[0].finished
     assert_same_run(tmp_path / "run", whole)
+    assert (tmp_path / "run" / ".run.json").read_bytes() == (tmp_path / "run" / "run.json").read_bytes()
+    assert (tmp_path / "run" / "run.json").read_bytes() == (tmp_path / "mirror" / "run.json").read_bytes()
 
 
 def test_damage_here_is_made_good_from_the_mirror(whole: Path, model: Path, tmp_path: Path) -> None:
