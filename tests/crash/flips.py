@@ -40,7 +40,7 @@ from unbroken.store import layout
 from unbroken.store.checkpoints import Checkpoints, Restored
 from unbroken.store.journal import Journal, read_records
 from unbroken.store.manifest import read_manifest
-from unbroken.store.run import read_run
+from unbroken.store.run import mend_run, read_run, run_problems
 from unbroken.store.tensors import LENGTH_BYTES, parse_header
 from unbroken.tasks.contract import first_changed_row
 from unbroken.tasks.embed import cache as kept
@@ -95,6 +95,7 @@ class Trained:
         train(self.asked, self.whole)
         train(self.asked, self.stopped, stop_after=LAST)
         self.document = read_run(self.stopped) or {}
+        self.run_files = {name: (self.stopped / name).read_bytes() for name in (layout.RUN_FILE, layout.RUN_COPY_FILE)}
         self.records = list(read_records(self.stopped / layout.JOURNAL_FILE))
         self.journal = Journal(work / "journal.jsonl")
         self.checkpoints = Checkpoints(self.stopped, self.document["run_id"], self.journal)
@@ -124,10 +125,16 @@ class Trained:
         return NOTICED if same(restored, self.held[LAST - 1]) and named else MISSED
 
     def judge_run_file(self, flip: Flip) -> str:
-        try:
-            return HARMLESS if read_run(self.stopped) == self.document else MISSED
-        except CannotContinueError as refusal:
-            return NOTICED if layout.RUN_FILE in str(refusal) else MISSED
+        """Told by the other one, the damage named, and mended with the damaged one kept."""
+        told, named = read_run(self.stopped) == self.document, run_problems(self.stopped)
+        said = mend_run(self.stopped)
+        kept = [path.read_bytes() for path in self.stopped.glob(".broken-*")]
+        same = len({(self.stopped / name).read_bytes() for name in self.run_files}) == 1
+        for path in self.stopped.glob(".broken-*"):
+            path.unlink()
+        for name, content in self.run_files.items():
+            (self.stopped / name).write_bytes(content)
+        return NOTICED if told and len(named) == len(said) == len(kept) == 1 and same else MISSED
 
     def judge_journal(self, flip: Flip) -> str:
         """The records left are true ones in order, and what is missing is said."""
@@ -255,6 +262,7 @@ def kinds(trained: Trained) -> list[Kind]:
         Kind("weights", data_of([weights]), trained.judge_checkpoint),
         Kind("moments", data_of([moments]), trained.judge_checkpoint),
         Kind("run.json", whole_files([stopped / layout.RUN_FILE]), trained.judge_run_file),
+        Kind("copy of run.json", whole_files([stopped / layout.RUN_COPY_FILE]), trained.judge_run_file),
         Kind("journal", whole_files([stopped / layout.JOURNAL_FILE]), trained.judge_journal),
         Kind("data.digests", whole_files([stopped / layout.DATA_DIGESTS_FILE]), trained.judge_row_digests),
         Kind("token arenas", whole_files(arenas), trained.judge_arena),

@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from tests.crash.small_run import DOCUMENT, DRIFTED, Run
+from unbroken.run.folder import RunFolder
 from unbroken.store import files
 from unbroken.store.checkpoints import publish_model
 from unbroken.store.run import create_run, prepare_folder, read_run
@@ -137,6 +138,33 @@ def a_run_or_none(root: Path, acknowledged: bool) -> None:
         new_run(root)
 
 
+def damaged_document(root: Path) -> None:
+    create_run(root, DOCUMENT)
+    (root / "run.json").write_bytes((root / "run.json").read_bytes()[:-7])
+
+
+def damaged_copy(root: Path) -> None:
+    create_run(root, DOCUMENT)
+    (root / ".run.json").write_bytes((root / ".run.json").read_bytes()[:-7])
+
+
+def open_and_mend(root: Path) -> None:
+    RunFolder.open(root, keep=2).close()
+
+
+def mended(root: Path, acknowledged: bool) -> None:
+    """The run is told at every instant, and what was damaged is kept, once."""
+    assert read_run(root) == DOCUMENT
+    whole = (root / "run.json", root / ".run.json")
+    if acknowledged:
+        assert whole[0].read_bytes() == whole[1].read_bytes()
+    open_and_mend(root)
+    assert whole[0].read_bytes() == whole[1].read_bytes()
+    assert read_run(root) == DOCUMENT
+    assert [path.read_bytes() for path in root.glob(".broken-*")] == [whole[0].read_bytes()[:-7]]
+    assert not list(root.glob(".t*")), "a leftover remains"
+
+
 def first_commit(root: Path) -> None:
     Run(root).commit(1)
 
@@ -152,6 +180,8 @@ SCENARIOS = {
     "fall back": Scenario(broken_third, fall_back_and_redo, redone),
     "publish": Scenario(published_second, publish_second, whole_model),
     "create": Scenario(lambda root: None, new_run, a_run_or_none),
+    "mend the document": Scenario(damaged_document, open_and_mend, mended),
+    "mend its copy": Scenario(damaged_copy, open_and_mend, mended),
 }
 
 

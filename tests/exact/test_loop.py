@@ -18,7 +18,7 @@ from tests.exact.runs import assert_same_run, final_state, moments, step_records
 from tests.tiny import make_model_folder, make_rows
 from unbroken import Encoder, Loop
 from unbroken.base.errors import CannotContinueError, ConfigError
-from unbroken.run.report import Event, Replayed, silent
+from unbroken.run.report import Event, Notice, Replayed, silent
 from unbroken.store.tensors import read_file
 
 STEPS = 30
@@ -179,6 +179,20 @@ def test_stopped_after_every_step(model: Path, tmp_path: Path) -> None:
         assert not Script(model, **variant).run(stopped, stop_after=last).ended.finished
         assert Script(model, **variant, head_seed=99).run(stopped).ended.finished
         assert_same_run(stopped, tmp_path / "whole")
+
+
+def test_a_damaged_run_file_is_put_back(model: Path, tmp_path: Path) -> None:
+    Script(model).run(tmp_path / "whole")
+    Script(model).run(tmp_path / "run", stop_after=3)
+    path = tmp_path / "run" / "run.json"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20])
+    again = Script(model)
+    assert again.run(tmp_path / "run").ended.finished
+    said = [event.text for event in again.events if isinstance(event, Notice) and "run.json was" in event.text]
+    assert len(said) == 1
+    assert path.read_bytes() == content
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("where", ["leave_after", "leave_before"])

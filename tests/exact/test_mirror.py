@@ -209,6 +209,40 @@ def test_a_folder_mirror_is_a_run(whole: Path, model: Path, tmp_path: Path) -> N
     assert_same_run(tmp_path / "second", whole)
 
 
+def test_a_run_file_damaged_meanwhile_does_not_reach_the_mirror(
+    target: str, whole: Path, model: Path, tmp_path: Path
+) -> None:
+    """The mirror gets its run.json with the first checkpoint: a sound one."""
+    asked = values(model, mirror=target, save_steps=4)
+    show = Show(10, None)
+    content = b""
+
+    def damaging(event: Event) -> None:
+        nonlocal content
+        if isinstance(event, Stepped) and not content:
+            content = (tmp_path / "run" / "run.json").read_bytes()
+            (tmp_path / "run" / "run.json").write_bytes(b"{")
+        show(event)
+
+    assert not carry_out(Request({**asked, "output_dir": str(tmp_path / "run")}), damaging, show.stop).finished
+    shutil.rmtree(tmp_path / "run")
+    assert train(asked, tmp_path / "run")[0].finished
+    assert (tmp_path / "run" / "run.json").read_bytes() == content
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_damaged_run_file_in_a_mirror_that_was_gone_on_with(whole: Path, model: Path, tmp_path: Path) -> None:
+    """Being a run it has the copy, and what is restored from it is sound."""
+    asked, mirror = values(model, mirror=str(tmp_path / "mirror"), save_steps=5), tmp_path / "mirror"
+    settled(asked, tmp_path / "run", 12)
+    train({**asked, "mirror": None}, mirror, stop_after=17)
+    content = (mirror / "run.json").read_bytes()
+    (mirror / "run.json").write_bytes(b"{")
+    assert train(asked, tmp_path / "run")[0].finished
+    assert (tmp_path / "run" / "run.json").read_bytes() == content
+    assert_same_run(tmp_path / "run", whole)
+
+
 def test_the_model_an_evaluation_chose(model: Path, tmp_path: Path) -> None:
     """The checkpoint the finished model comes from is older than the newest; the mirror holds both."""
     asked = values(model, eval_data=make_rows(20, seed=3), eval_steps=3, load_best_model_at_end=True, save_steps=2)
@@ -364,19 +398,23 @@ def test_killed_once_while_it_restores_then_the_same_command(
     asked = values(model, mirror=str(tmp_path / "mirror"))
     settled(asked, tmp_path / "run", 10)
 
-    def lost_before_the_last_file(there: place.Place, path: str) -> bytes:
+    put = place.FolderPlace.put
+
+    def lost_before_the_last_file(there: place.FolderPlace, path: str, content: bytes) -> None:
         if path == "run.json":
             raise Lost
-        return place.read(there, path)
+        put(there, path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mirroring, "read", lost_before_the_last_file)
+        patch.setattr(place.FolderPlace, "put", lost_before_the_last_file)
         with pytest.raises(Lost):
             train(asked, tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints").exists()
-    assert not (tmp_path / "run" / "run.json").exists()
+    assert not list((tmp_path / "run").glob("*run.json")), "neither it nor its copy"
     assert train(asked, tmp_path / "run")[0].finished
     assert_same_run(tmp_path / "run", whole)
+    assert (tmp_path / "run" / ".run.json").read_bytes() == (tmp_path / "run" / "run.json").read_bytes()
+    assert (tmp_path / "run" / "run.json").read_bytes() == (tmp_path / "mirror" / "run.json").read_bytes()
 
 
 def test_damage_here_is_made_good_from_the_mirror(whole: Path, model: Path, tmp_path: Path) -> None:

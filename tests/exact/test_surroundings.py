@@ -134,7 +134,12 @@ def test_wherever_the_run_is(model: Path, whole: Path, tmp_path: Path, monkeypat
     assert_same_run(place, whole)
     named = str(tmp_path).encode()
     holding = [path for path in place.rglob("*") if path.is_file() and named in path.read_bytes()]
-    about = {"run.json", "config.yaml", "journal.jsonl"}  # what was given, the command, the folder: for people
+    about = {
+        "run.json",
+        ".run.json",
+        "config.yaml",
+        "journal.jsonl",
+    }  # what was given, the command, the folder: for people
     assert {path.name for path in holding} <= about
 
 
@@ -146,11 +151,38 @@ def test_a_copy_of_a_run_is_the_run(model: Path, whole: Path, tmp_path: Path) ->
         assert_same_run(tmp_path / name, whole)
 
 
+@pytest.mark.parametrize("name", ["run.json", ".run.json"])
+@pytest.mark.parametrize("how", ["missing", "empty", "edited"])
+def test_a_damaged_run_file_is_put_back(how: str, name: str, model: Path, whole: Path, tmp_path: Path) -> None:
+    """Either of the two is enough: the same bits, the damage said and kept."""
+    run = tmp_path / "run"
+    train(values(model, save_steps=3), run, stop_after=9)
+    content = (run / name).read_bytes()
+    edited = content.replace(b'"seed": 42', b'"seed": 43')
+    assert edited != content
+    left = {"missing": [], "empty": [b""], "edited": [edited]}[how]
+    (run / name).unlink()
+    for changed in left:
+        (run / name).write_bytes(changed)
+    said: list[Event] = []
+    assert carry_out(Request({**values(model), "output_dir": str(run)}), said.append, StopRequest()).finished
+    notices = [event.text for event in said if isinstance(event, Notice) and "run.json" in event.text]
+    if (how, name) == ("missing", ".run.json"):  # as with a run of before there were two
+        assert notices == []
+    else:
+        assert [text.startswith(f"{name} was ") for text in notices] == [True]
+    assert [path.read_bytes() for path in run.glob(".broken-run.json-*")] == left
+    assert (run / "run.json").read_bytes() == (run / ".run.json").read_bytes() == content
+    assert_same_run(run, whole)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 90868376\n"
 # What an interrupted copy may lack, and what the run says then; "" where it goes on without a word.
 LACKING: dict[str, str] = {
     "cache": "",
     "config.yaml": "",
+    "run.json": "run.json was missing: put back from its copy",
+    ".run.json": "",
     "data.digests": "",
     "eval": "",
     "holder.json": "",
@@ -177,15 +209,18 @@ def test_an_interrupted_copy_of_a_run(name: str, model: Path, whole: Path, tmp_p
         assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("name", ["run.json", "checkpoints"])
-def test_what_a_run_cannot_go_on_without(name: str, model: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["run.json", ".run.json"], ["checkpoints"]])
+def test_what_a_run_cannot_go_on_without(names: list[str], model: Path, whole: Path, tmp_path: Path) -> None:
     run, kept = tmp_path / "run", tmp_path / "kept"
+    kept.mkdir()
     train(values(model, save_steps=3), run, stop_after=9)
-    (run / name).rename(kept)
+    for name in names:
+        (run / name).rename(kept / name)
     with pytest.raises(UnbrokenError) as refusal:
         train(values(model), run)
-    assert name in str(refusal.value)
-    kept.rename(run / name)
+    assert names[0] in str(refusal.value)
+    for name in names:
+        (kept / name).rename(run / name)
     assert train(values(model), run).finished
     assert_same_run(run, whole)
 

@@ -373,7 +373,19 @@ def test_inputs_that_are_gone(work: Path) -> None:
 
 def test_a_changed_run_file(work: Path) -> None:
     path = work / "whole" / "run.json"
-    path.write_bytes(path.read_bytes().replace(b'"seed": 7', b'"seed": 8'))
+    content = path.read_bytes()
+    for changed in (content.replace(b'"seed": 7', b'"seed": 8'), None):
+        path.write_bytes(changed) if changed else path.unlink()
+        found = verify(work / "whole", inputs=moved(work))
+        assert isinstance(found.failure, VerificationError)
+        assert "run.json is " + ("damaged or was edited" if changed else "missing") in first(found)
+        assert len(found.problems) == 1
+        assert found.identical_steps, "the run is told by its copy"
+    path.write_bytes(content)
+    copy = path.with_name(".run.json")
+    copy.write_bytes(content[:-9])
+    assert "run.json is not a copy of run.json" in first(verify(work / "whole", inputs=moved(work)))
+    path.write_bytes(content[:-9])
     with pytest.raises(VerificationError, match="is damaged or was edited"):
         verify(work / "whole", inputs=moved(work))
 

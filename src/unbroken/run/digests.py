@@ -15,6 +15,7 @@ from unbroken.store import files, layout
 from unbroken.store.checkpoints import Restored, read_checkpoint
 from unbroken.store.files import DamagedError
 from unbroken.store.manifest import describe_difference, read_manifest
+from unbroken.store.run import run_problems
 from unbroken.store.tensors import read_file
 
 Say = Callable[[str], None]
@@ -24,10 +25,11 @@ UNPROVED = "what stood there cannot be compared any more"
 
 
 def check_digests(root: Path, document: Mapping[str, Any], found: Verification, say: Say) -> Evidence:
-    """Compare checkpoints, journal, finished model, evaluations and row digests with what was written.
+    """Compare run.json, checkpoints, journal, finished model, evaluations and row digests with what was written.
 
     Checkpoints come before the journal: of a run that trains meanwhile, the journal then knows all of them.
     """
+    found.problems += [Problem(text, differs=layout.RUN_FILE) for text in run_problems(root)]
     restored = _checkpoints(root, found, say)
     try:
         evidence = read_evidence(root)

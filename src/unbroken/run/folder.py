@@ -23,7 +23,7 @@ from unbroken.store.journal import Journal, Mark, read_last
 from unbroken.store.lock import RunLock
 from unbroken.store.mirror import Mirror
 from unbroken.store.place import FolderPlace, Place
-from unbroken.store.run import create_run, is_run, prepare_folder, read_run
+from unbroken.store.run import create_run, is_run, mend_run, prepare_folder, read_run
 
 ASIDE_PREFIX = "before-restart-"
 FORK = "fork"  # the kind of a parent whose whole state was taken over, and of the journal's first record then
@@ -41,6 +41,7 @@ class RunFolder:
         self.lock = lock
         self.journal = Journal(root / layout.JOURNAL_FILE, lock.require_held)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
+        self.notes: list[str] = []  # what had to be mended when it was opened, in words
         self.restored_from = ""  # the mirror, where this segment's process fetched the run from it
         self.mirror: Mirror | None = None
         if mirror is not None:
@@ -86,15 +87,25 @@ class RunFolder:
 
     @classmethod
     def open(cls, root: Path, *, keep: int, mirror: Place | None = None) -> RunFolder:
-        """Hold an existing run. Raises `BusyError` if another process does."""
+        """Hold an existing run; of `run.json` and its copy, one that is damaged or gone is put back from the other.
+
+        Raises `BusyError` if another process holds it, and as `read_run` does.
+        """
         lock = RunLock(root)
         lock.acquire()
-        document = read_run(root)
-        if document is None:
-            raise CannotContinueError(f"{root} is no run (it has no {layout.RUN_FILE})")
-        for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
-            files.sweep(folder, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))  # what a killed process was at
-        return cls(root, document, lock, keep, mirror)
+        try:
+            document = read_run(root)
+            if document is None:
+                raise CannotContinueError(f"{root} is no run (it has no {layout.RUN_FILE})")
+            notes = mend_run(root)
+            for folder in (root, root / layout.EVAL_FOLDER, root / layout.CACHE_FOLDER):
+                files.sweep(folder, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))  # what a killed process was at
+            opened = cls(root, document, lock, keep, mirror)
+        except BaseException:
+            lock.release()
+            raise
+        opened.notes = notes
+        return opened
 
     @property
     def contract(self) -> Contract:

@@ -118,7 +118,7 @@ def require_new_run(target: Path) -> None:
         raise ConfigError(f"{target} is not empty", next_step="choose a new or an empty folder")
     place = existing_ancestor(target)
     for folder in (place.resolve(), *place.resolve().parents):
-        if os.path.isfile(folder / layout.RUN_FILE):
+        if is_run(folder):
             raise ConfigError(f"{target} lies in the run {folder}", next_step="choose a folder outside of it")
     require_writable(place)
 

@@ -28,7 +28,7 @@ from unbroken.store.place import (
     read,
     read_marker,
 )
-from unbroken.store.run import is_run
+from unbroken.store.run import encode_run, is_run
 
 
 def mirror_of(target: str | None, root: Path) -> Place | None:
@@ -123,8 +123,9 @@ def restore_run(root: Path, place: Place, document: Mapping[str, Any]) -> list[s
                 next_step="put an intact copy back into it, or begin anew with another output_dir and mirror",
             )
         _reopen(root, step, place.name)
-        for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE, layout.RUN_FILE):
+        for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE):
             local.put(file, read(place, file))
+        local.put(layout.RUN_FILE, encode_run(document))  # its copy is written when the run is opened
         files.discard(root / layout.RESTORING_FILE)
         return notes
     finally:

@@ -16,7 +16,7 @@ from unbroken.store.held import is_held
 from unbroken.store.journal import read_records
 from unbroken.store.lock import holder
 from unbroken.store.manifest import differences, read_manifest
-from unbroken.store.run import is_run, read_run
+from unbroken.store.run import is_run, read_run, run_problems
 
 SILENT = "ended without a word (killed, power lost, or an error)"
 MAIN_METRICS = ("ndcg@10", "spearman_cosine", "cosine_accuracy", "accuracy", "f1")
@@ -150,6 +150,7 @@ def _read(root: Path) -> tuple[RunSummary, dict[int, dict[str, Any]]]:
         document = read_run(root) or {}
         if not document:
             summary.problems.append(f"{layout.RUN_FILE} is missing: what this run is cannot be told")
+        summary.problems += run_problems(root)
     except UnbrokenError as damage:
         summary.problems.append(damage.what)
         document = {}

@@ -1,6 +1,6 @@
 """The name of every file and folder in a run, in one place.
 
-Names that begin with a dot are ours to clean up or are set aside; nothing reads them as results.
+Names that begin with a dot are for us alone, ours to clean up or set aside; nothing reads them as results.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 FORMAT_VERSION = 1
 
 RUN_FILE = "run.json"
+RUN_COPY_FILE = ".run.json"  # the same bytes: read where run.json is damaged or missing
 CONFIG_FILE = "config.yaml"
 DATA_DIGESTS_FILE = "data.digests"
 JOURNAL_FILE = "journal.jsonl"
@@ -27,7 +28,7 @@ WEIGHTS_SUFFIX = ".safetensors"
 
 UNFINISHED_PREFIX = ".tmp-"  # being written; left over, it belongs to a dead attempt
 TRASH_PREFIX = ".trash-"  # being deleted
-BROKEN_PREFIX = ".broken-"  # a checkpoint that failed its checks; kept for people to look at
+BROKEN_PREFIX = ".broken-"  # a checkpoint or a run.json that failed its checks; kept for people to look at
 DRIFTED_PREFIX = ".drifted-"  # a checkpoint of steps that were done again with other results, as was accepted
 FOREIGN_PREFIX = ".foreign-"  # another run's checkpoint that stood where ours had to go
 TORN_PREFIX = "journal.torn-"  # an unfinished last record cut from the journal

@@ -19,6 +19,7 @@ from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
 from unbroken.store.manifest import ForeignError, Manifest
 from unbroken.store.place import BEGUN, FolderPlace, Place, copy_checkpoint, read, read_marker, verified
+from unbroken.store.run import encode_run
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
 JOURNAL_SECONDS = 10.0  # how old the copy of the journal may get between two commits
@@ -193,7 +194,10 @@ class Mirror:
     def _become_run(self) -> None:
         """Make the place a run, once it holds a checkpoint: before that there is nothing to go on from."""
         if layout.MIRRORING_FILE in self.place.names():
-            self.place.put(layout.RUN_FILE, read(self._source, layout.RUN_FILE))
+            document = self._source.document()  # from its copy, should run.json have been damaged meanwhile
+            if document is None:
+                raise DamagedError(f"{self._source.root / layout.RUN_FILE} is gone, and so is its copy")
+            self.place.put(layout.RUN_FILE, encode_run(document))
             self.place.drop(layout.MIRRORING_FILE)
 
     def _copy_journal(self) -> None:

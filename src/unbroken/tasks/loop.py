@@ -282,6 +282,8 @@ class Loop:
             )
         folder = RunFolder.open(self._root, keep=self._keep, mirror=self._mirror)
         folder.restored_from = fetched
+        for text in folder.notes:
+            self._report(Notice(text))
         try:
             if self._mirror and not fetched:
                 run_id = folder.document["run_id"]

@@ -16,7 +16,7 @@ from unbroken.store import layout
 from unbroken.store.files import DamagedError, digest_file
 from unbroken.store.journal import read_last
 from unbroken.store.manifest import describe_difference, read_manifest
-from unbroken.store.run import read_run
+from unbroken.store.run import is_run, read_run
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def enclosing_run(path: Path) -> Path | None:
     """Return the run that `path` is, or lies in, no deeper than checkpoints/STEP/model/MODULE; None if in none."""
     resolved = path.resolve()
     for folder in (resolved, *resolved.parents[:4]):
-        if os.path.isfile(folder / layout.RUN_FILE):
+        if is_run(folder):
             return path if folder == resolved else folder
     return None
 

@@ -221,6 +221,8 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
         fetched = bring_here(start.root, start.mirror, start.document, report)
     folder = RunFolder.open(start.root, keep=start.config.save_total_limit, mirror=start.mirror)
     try:
+        for text in folder.notes:
+            report(Notice(text))
         if folder.document != start.document:
             raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
         if start.mirror is not None and not start.fetch:
@@ -250,6 +252,8 @@ def _finished_without_inputs(gone: InputsGoneError, report: Reporter) -> Ended:
 
     folder = RunFolder.open(gone.root, keep=2)
     try:
+        for text in folder.notes:
+            report(Notice(text))
         ended = folder.finished()
     finally:
         folder.close()

@@ -44,7 +44,7 @@ def verify(
     `inputs` says where model, train_data or eval_data are now, if not where they were. What is not as recorded is in
     `problems` of what is returned; `failure` is the error for it. Needs no lock, writes nothing into the run.
 
-    Raises `ConfigError` for what is no run or no input, `VerificationError` if run.json was changed,
+    Raises `ConfigError` for what is no run or no input, `VerificationError` if run.json and its copy were changed,
     `CannotContinueError` if a newer version of unbroken wrote the run.
     """
     root, asked = Path(run), everything or step is not None or steps is not None

@@ -133,8 +133,8 @@ def test_changed_columns(midway: Desk) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1, "digest": "00"}'])
-def test_a_damaged_run_file(content: bytes, midway: Desk) -> None:
-    midway.place({"runs/a/run.json": content})
+def test_a_damaged_run_file_and_a_damaged_copy(content: bytes, midway: Desk) -> None:
+    midway.place({"runs/a/run.json": content, "runs/a/.run.json": content})
     line = "runs/a/run.json is damaged or was edited; what this run is cannot be told; "
     advice = "put the original file back, or begin a new run in another output_dir"
     midway.refuses(4, line + advice)

@@ -181,6 +181,21 @@ def test_damage_is_one_line(finished: Path, tmp_path: Path, name: str, content: 
     assert any(said in problem and "\n" not in problem for problem in describe_run(root).problems)
 
 
+@pytest.mark.parametrize(("content", "said"), [(b"{}", "is damaged or was edited"), (None, "is missing")])
+def test_a_run_is_described_by_the_copy_of_its_document(
+    finished: Path, tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    root = copy(finished, tmp_path / "damaged")
+    (root / "run.json").rename(root / ".run.json")
+    if content is not None:
+        (root / "run.json").write_bytes(content)
+    run = describe_run(root)
+    assert run.run_id == describe_run(finished).run_id
+    assert run.state == "finished"
+    assert [said in text and "the next start of the run puts it back" in text for text in run.problems] == [True]
+    assert find_runs(tmp_path) == [root]
+
+
 def test_a_broken_checkpoint_is_named_and_left_alone(finished: Path, tmp_path: Path) -> None:
     root = copy(finished, tmp_path / "broken")
     for checkpoint in sorted((finished / "checkpoints").iterdir()):

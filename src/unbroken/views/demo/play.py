@@ -14,6 +14,7 @@ from typing import Any
 
 from unbroken.base.errors import ConfigError, VerificationError
 from unbroken.store import layout
+from unbroken.store.run import is_run
 from unbroken.views.demo.arm import Arm, Instant, Pace, Sight, carry_on, draw_instants, measure_pace
 from unbroken.views.demo.comparison import OPTIMIZER, WEIGHTS, Comparison, compare
 from unbroken.views.demo.screen import Screen
@@ -104,7 +105,7 @@ def run_both(stage: Stage, instants: Sequence[Instant], screen: Screen) -> Arm:
         run_arm(killed, instants, pace, screen)
         screen.legend()
     except KeyboardInterrupt:
-        screen.stopped(current if (current.folder / layout.RUN_FILE).is_file() else None)
+        screen.stopped(current if is_run(current.folder) else None)
         raise
     return killed
 
