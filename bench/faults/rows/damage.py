@@ -13,7 +13,7 @@ from pathlib import Path
 from bench.faults.outcome import Outcome, conclude
 from bench.faults.systems import System
 
-OUTSIDE = ("run.json", "journal.jsonl", "data.digests")  # what a run of ours reads besides its checkpoint
+OUTSIDE = ("run.json", ".run.json", "journal.jsonl", "data.digests")  # what a run of ours reads besides its checkpoint
 
 
 def damaged(system: System, case: str, damage: Callable[[Path], None]) -> Outcome:
