@@ -128,6 +128,15 @@ def test_drift_is_accepted_only_when_asked_for_and_then_said(model: Path, tmp_pa
     assert "inexact from there" in ended.proof["verdict"]
 
 
+def test_checkpoints_put_aside_by_drift_are_named_where_none_is_left(model: Path, tmp_path: Path) -> None:
+    train(values(model), tmp_path / "run", stop_after=9)
+    home = tmp_path / "run" / "checkpoints"
+    for checkpoint in home.glob("[0-9]*"):
+        checkpoint.rename(home / f".drifted-{checkpoint.name}-0")
+    with pytest.raises(CannotContinueError, match=r"checkpoints are gone.*put aside: .*\.drifted-00000009-0"):
+        train(values(model), tmp_path / "run")
+
+
 def test_dropout_is_drawn_anew_each_step(model: Path, tmp_path: Path) -> None:
     """With dropout off the run differs: the exact tests do exercise random draws."""
     still = make_model_folder(tmp_path / "still", dropout=0.0)

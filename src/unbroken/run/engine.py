@@ -30,7 +30,6 @@ from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
-from unbroken.run.replay import Replay
 from unbroken.run.report import (
     Began,
     Boundary,
@@ -44,10 +43,12 @@ from unbroken.run.report import (
     unfailing,
 )
 from unbroken.run.resources import peak_bytes
+from unbroken.run.resuming import resume_point
 from unbroken.run.state import State
 from unbroken.run.stepping import Steps
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
+from unbroken.store.files import DamagedError
 
 MOMENTS_AND_WEIGHTS = 3
 SHOWN_ROWS = 16
@@ -215,13 +216,8 @@ class Engine:
         self.steps = Steps(self.job)
         self.stop.deadline.commit_has(MOMENTS_AND_WEIGHTS * sum(p.nbytes for p in self.state.trained.values()))
         with interruptible(self.stop.check):
-            restored = self.folder.checkpoints.restore(self.settings.restore_step)
+            restored, self.replay = resume_point(self.folder, self.settings, self.settings.restore_step)
             poll()
-        if restored is None and self.folder.has_committed():
-            raise CannotContinueError(
-                f"{self.folder.root} has recorded commits, but its checkpoints are gone",
-                next_step="put the checkpoints folder back, or --restart to start over",
-            )
         before: dict[str, Any] = {}
         if restored is not None:
             self.state.restore(restored)
@@ -232,7 +228,6 @@ class Engine:
             self.folder.offer(restored.step, {before["best"]["step"]} if before["best"] else ())
         for text in self.folder.checkpoints.notes:
             self.report(Notice(text))
-        self.replay = Replay(self.folder.tail(restored), self.state.step)
         recorded = before.get("evaluated", self.state.step) if before else -1
         self.evaluations = Evaluations(
             self.job, self.folder, self.settings, self.replay, self.report, recorded, self.stop.check
@@ -359,7 +354,7 @@ class Engine:
         finished = step == self.job.last_step and (self._settle() or not self.evaluations.missing(step))
         if finished:
             best = self.state.best["step"] if self.state.best else step
-            sums = self.folder.publish(best)
+            sums = self._publish(best)
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
         else:
             if step < self.job.last_step and self.stop.deadline.leaves_a_canary:
@@ -376,6 +371,16 @@ class Engine:
             self.folder.proof(),
         )
         self.report(self.ended)
+
+    def _publish(self, best: int) -> dict[str, str]:
+        try:
+            return self.folder.publish(best)
+        except DamagedError as damage:
+            raise StorageError(
+                f"the finished model is that of step {best}, and {damage.what}",
+                why="the checkpoint was damaged since it was made",
+                next_step="run the same command again: it makes that step again",
+            ) from damage
 
     def _take_canary(self) -> None:
         """Record the loss and gradient norm of the next step without making it, for the next segment to compare.

@@ -122,13 +122,16 @@ class Evaluations:
             return False
         if name not in metrics:
             raise ConfigError(f"metric_for_best_model: '{name}' is not among the metrics: {', '.join(metrics)}")
-        sign = 1 if self.choice.greater_is_better else -1
-        if not math.isfinite(metrics[name]):
-            return False
-        if state.best is not None and sign * metrics[name] <= sign * state.best["value"]:
+        if not is_better(metrics[name], state.best, self.choice):
             return False
         state.best = {"step": state.step, "metric": name, "value": metrics[name]}
         return True
+
+
+def is_better(value: float, best: Mapping[str, Any] | None, choice: Choice) -> bool:
+    """Tell whether an evaluated step becomes the best; of equal ones the first is."""
+    sign = 1 if choice.greater_is_better else -1
+    return math.isfinite(value) and (best is None or sign * value > sign * best["value"])
 
 
 def in_json(metrics: Mapping[str, float]) -> dict[str, Any]:

@@ -123,10 +123,14 @@ class RunFolder:
         """Yield the journal's records after a checkpoint (None: all), each with the mark that follows it."""
         return self.journal.marked_records(restored.mark if restored else None)
 
+    @property
+    def forked(self) -> bool:
+        """Whether the run took over the whole state of another and so does not begin at step 0."""
+        return (self.document.get("parent") or {}).get("kind") == FORK
+
     def has_committed(self) -> bool:
         """Tell whether the run ever had a checkpoint: a fork begins with one, others have it in their journal."""
-        forked = (self.document.get("parent") or {}).get("kind") == FORK
-        return forked or any(record["kind"] == "commit" for record in self.journal.records())
+        return self.forked or any(record["kind"] == "commit" for record in self.journal.records())
 
     def publish(self, step: int) -> dict[str, str]:
         """Place the model of checkpoint `step` as the run's finished model; return the SHA-256 of its weights."""

@@ -148,6 +148,26 @@ class Checkpoints:
             self._sound.discard(later)
         return moved
 
+    def put_aside_if_broken(self, step: int) -> str:
+        """Compare every digest of a checkpoint; say in words that it is gone or was moved to `.broken-*`, and why."""
+        if step not in self.steps():
+            return "is gone"
+        folder = self._folder(step)
+        try:
+            problems = differences(folder, read_manifest(folder, self.run_id))
+        except DamagedError as damage:
+            problems = [damage.what]
+        if not problems:
+            self._sound.add(step)
+            return ""
+        self._sound.discard(step)
+        moved = files.set_aside(folder, layout.BROKEN_PREFIX)
+        return f"is broken ({problems[0]}; moved to {moved.name})"
+
+    def drifted(self) -> list[str]:
+        """Return the names of the checkpoints that were put aside when results drifted."""
+        return [name for name in files.list_folder(self.home) if name.startswith(layout.DRIFTED_PREFIX)]
+
     def restore(self, step: int | None = None) -> Restored | None:
         """Return the newest checkpoint that verifies, or None if the run never made one.
 
@@ -156,10 +176,20 @@ class Checkpoints:
         same error, and nothing is moved.
         """
         self._collect()
+        self.notes = []
         if step is not None:
             return self._restore_exactly(step)
         self.notes = files.sweep(self.home, LEFTOVERS)
+        restored = self.restore_before(None)
+        if restored is None:
+            self._refuse_if_broken()
+        return restored
+
+    def restore_before(self, step: int | None) -> Restored | None:
+        """Return the newest checkpoint before `step` that verifies, or None; broken ones are moved as by `restore`."""
         for number in reversed(self._numbered()):
+            if step is not None and number >= step:
+                continue
             folder = self._folder(number)
             try:
                 restored = read_checkpoint(folder, self.run_id)
@@ -172,7 +202,6 @@ class Checkpoints:
                 self._sound.add(number)
                 restored.set_aside = list(self.notes)
                 return restored
-        self._refuse_if_broken()
         return None
 
     def _collect(self) -> None:
@@ -197,13 +226,14 @@ class Checkpoints:
             raise self._explain(snapshot.step, failure) from failure
         written = time.perf_counter() - began
         self._sound.add(snapshot.step)
-        removed, left = self._retire(spare)
+        removed, left = self._retire(snapshot.step, spare)
         return Committed(snapshot.step, 0.0, written, snapshot.size, tuple(removed), (*notes, *left), spare)
 
-    def _retire(self, spare: frozenset[int]) -> tuple[list[int], list[str]]:
+    def _retire(self, committed: int, spare: frozenset[int]) -> tuple[list[int], list[str]]:
         """Remove what is older than `keep` checkpoints that verify; return it, and what would not go.
 
-        The commit has happened by now: nothing that fails here is a failure of it.
+        Those after the step just committed do not count and stay: they are of steps that are made again, and go by
+        other names should results drift. The commit has happened by now: nothing that fails here is a failure of it.
         """
         removed, problems, sound = list[int](), list[str](), 0
         spare |= frozenset(self.pinned())
@@ -211,7 +241,7 @@ class Checkpoints:
             steps = self.steps()
         except StorageError as failure:
             return removed, [str(failure)]
-        for step in reversed(steps):
+        for step in reversed([step for step in steps if step <= committed]):
             if sound < self.keep:
                 sound += self._is_sound(step)
             elif step not in spare:
@@ -248,11 +278,13 @@ class Checkpoints:
                 f"{self.root} has no checkpoint of step {step}", next_step=f"steps there are: {there}"
             )
         try:
-            return read_checkpoint(self._folder(step), self.run_id)
+            restored = read_checkpoint(self._folder(step), self.run_id)
         except DamagedError as damage:
             raise CannotContinueError(
                 f"the checkpoint of step {step} is broken: {damage.what}", next_step=f"steps there are: {there}"
             ) from damage
+        self._sound.add(step)
+        return restored
 
     def _refuse_if_broken(self) -> None:
         """Refuse to begin again where there once was a checkpoint: hours of training may be in it."""

@@ -365,3 +365,40 @@ def test_a_lost_journal_does_not_stop_a_restore(run: Run) -> None:
     assert isinstance(run.journal, Journal)
     run.commit(2)
     assert_restores(run.again(), 2)
+
+
+def test_later_ones_stay_while_their_steps_are_made_again(run: Run) -> None:
+    """Going on from an older one must not cost it, or what is committed on the way, before `keep` are redone."""
+    run = Run(run.root, keep=9)
+    run.commit(20, 24, 25)
+    run = run.again()
+    run.checkpoints.keep = 2
+    assert run.checkpoints.restore(20) is not None
+    kept = []
+    for step in (21, 22, 23):
+        run.commit(step)
+        kept.append(run.checkpoints.steps())
+    assert kept == [[20, 21, 24, 25], [21, 22, 24, 25], [22, 23, 24, 25]]
+    assert run.checkpoints.set_aside_from(24) == [".drifted-00000024-0", ".drifted-00000025-0"]
+    assert run.checkpoints.drifted() == [".drifted-00000024-0", ".drifted-00000025-0"]
+    assert_restores(run.again(), 23)
+
+
+def test_before_a_step_the_newest_that_verifies_is_restored(run: Run) -> None:
+    run = Run(run.root, keep=9)
+    run.commit(1, 2, 3)
+    flip(run.folder(2) / "state.json", 0)
+    restored = run.checkpoints.restore_before(3)
+    assert restored is not None
+    assert restored.step == 1
+    assert run.names() == [".broken-00000002-0", "00000001", "00000003"]
+    assert run.checkpoints.restore_before(1) is None
+
+
+def test_a_broken_one_is_put_aside_and_a_good_one_left(run: Run) -> None:
+    run.commit(1, 2)
+    flip(run.folder(1) / "state.json", 0)
+    assert run.checkpoints.put_aside_if_broken(2) == ""
+    assert "moved to .broken-00000001-0" in run.checkpoints.put_aside_if_broken(1)
+    assert run.checkpoints.put_aside_if_broken(1) == "is gone"
+    assert run.names() == [".broken-00000001-0", "00000002"]
