@@ -12,6 +12,7 @@ SaveStrategy = Literal["auto", "steps", "epoch", "time"]
 SHORTEST_AUTO_SECONDS = 10.0
 # A commit may cost one percent of the time between commits.
 COST_MULTIPLE = 100.0
+MOST_HALVINGS = 30  # microseconds by then; 2**1024 is beyond floating point
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Cadence:
         """Seconds between commits under `time` and `auto`."""
         if self.strategy == "time":
             return self.seconds or SHORTEST_AUTO_SECONDS
-        return float(max(SHORTEST_AUTO_SECONDS, COST_MULTIPLE * self._cost) / 2**self.fruitless)
+        return float(max(SHORTEST_AUTO_SECONDS, COST_MULTIPLE * self._cost) / 2 ** min(self.fruitless, MOST_HALVINGS))
 
     def began(self) -> None:
         """Note that a commit was begun now."""

@@ -47,3 +47,12 @@ def test_steps_epochs_and_seconds() -> None:
     assert not timed.due(1)
     clock.now += 0.2
     assert timed.due(1)
+
+
+@pytest.mark.parametrize("fruitless", [40, 1100, 100_000])
+def test_any_number_of_segments_without_a_commit_can_be_counted(fruitless: int) -> None:
+    clock = Clock()
+    cadence = Cadence(fruitless=fruitless, clock=clock)
+    assert 0 < cadence.interval < 1e-6
+    clock.now += 0.001
+    assert cadence.due(1)
