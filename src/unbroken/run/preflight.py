@@ -161,16 +161,18 @@ def require_files(root: Path, needed: int) -> None:
 
 
 def require_memory(root: Path, demand: Demand) -> None:
-    """Raise `BusyError` if others hold memory the run needs, `CannotContinueError` if the machine has too little."""
-    free, swap = resources.free_host_bytes(), resources.memory_bytes("SwapFree", resources.MEMINFO)
-    if free is None or demand.host_bytes <= free + swap:
+    """Raise `BusyError` if others hold memory the run needs, `CannotContinueError` if there is too little for ever."""
+    memory = resources.host_memory()
+    if memory is None or demand.host_bytes <= memory.free + memory.swap:
         return
-    total = resources.memory_bytes("MemTotal", resources.MEMINFO) + swap
+    total = memory.total + memory.swap
     needs = f"{root} needed {demand.host_bytes / MB:,.0f} MB of memory so far"
     if demand.host_bytes > total:
-        raise CannotContinueError(f"{needs}, this machine has {total / MB:,.0f} MB", next_step=smaller_chunks(root))
+        raise CannotContinueError(
+            f"{needs}, this machine or container has {total / MB:,.0f} MB", next_step=smaller_chunks(root)
+        )
     raise BusyError(
-        f"{needs}, {(free + swap) / MB:,.0f} MB are free now: other processes hold the rest",
+        f"{needs}, {(memory.free + memory.swap) / MB:,.0f} MB are free now: other processes hold the rest",
         next_step="wait for them, or stop them, and run the same command again",
     )
 

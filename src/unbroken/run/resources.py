@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from unbroken.run.containers import bounds
 
 if TYPE_CHECKING:
     import torch
 
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
-CGROUP_LIMIT, CGROUP_USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes this process may still use without swapping, of swap, and of memory if nothing else ran beside it."""
+
+    free: int
+    swap: int
+    total: int
+
+
+def host_memory() -> HostMemory | None:
+    """Return what the machine has, or the container if that is less; None where it cannot be told."""
+    free, total = memory_bytes("MemAvailable", MEMINFO), memory_bytes("MemTotal", MEMINFO)
+    if not free:
+        return None
+    swap = memory_bytes("SwapFree", MEMINFO)
+    for bound in bounds():
+        free = free if bound.free is None else min(free, bound.free)
+        swap = swap if bound.swap is None else min(swap, bound.swap)
+        total = total if bound.total is None else min(total, bound.total)
+    return HostMemory(free, swap, total)
 
 
 def free_host_bytes() -> int | None:
-    """Return the memory this process may still use: the machine's, or its container's if that is less."""
-    available = memory_bytes("MemAvailable", MEMINFO)
-    if not available:
-        return None
-    try:
-        return min(available, max(0, int(CGROUP_LIMIT.read_text()) - int(CGROUP_USED.read_text())))
-    except (OSError, ValueError):  # no container, or one without a limit ("max")
-        return available
+    """Return the memory this process may still use without swapping; None if it cannot be told."""
+    memory = host_memory()
+    return None if memory is None else memory.free
 
 
 def memory_bytes(name: str, source: Path) -> int:

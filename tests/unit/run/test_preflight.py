@@ -14,6 +14,7 @@ from tests.tiny import make_model_folder
 from unbroken.base.errors import BusyError, CannotContinueError, ConfigError, TrainingError
 from unbroken.run import preflight, resources
 from unbroken.run.preflight import Demand, measured_demand, require_files, require_memory, require_ready
+from unbroken.run.resources import HostMemory
 from unbroken.run.summary import describe_run
 from unbroken.store.lock import RunLock
 from unbroken.tasks.embed.job import Encoding
@@ -29,9 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, free: int, total: int, swap: int = 0) -> None:
-    figures = {"SwapFree": swap, "MemTotal": total}
-    monkeypatch.setattr(resources, "free_host_bytes", lambda: free)
-    monkeypatch.setattr(resources, "memory_bytes", lambda name, source: figures[name])
+    monkeypatch.setattr(resources, "host_memory", lambda: HostMemory(free, swap, total))
 
 
 def test_a_run_tells_what_it_needed(run: Path) -> None:
@@ -82,7 +81,9 @@ def test_memory_that_others_hold_comes_back(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_machine_that_is_too_small_is_offered_smaller_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, free=3 * GB, total=3 * GB)
-    with pytest.raises(CannotContinueError, match=r"this machine has 3,000 MB.*unbroken fork .* micro_batch_size=N"):
+    with pytest.raises(
+        CannotContinueError, match=r"this machine or container has 3,000 MB.*unbroken fork .* micro_batch_size=N"
+    ):
         require_memory(tmp_path, Demand(1, 1, 1, 4 * GB, 0))
 
 
