@@ -25,9 +25,7 @@ def explained(folder: RunFolder) -> Iterator[None]:
 
 def is_out_of_memory(failure: Exception) -> bool:
     """Tell whether a failure is a want of memory; torch has a class of its own for GPUs only."""
-    return isinstance(failure, MemoryError) or any(
-        phrase in str(failure) for phrase in ("out of memory", "can't allocate memory", "could not create a memory")
-    )
+    return isinstance(failure, MemoryError) or any(phrase in str(failure) for phrase in PHRASES)
 
 
 def out_of_memory(folder: RunFolder, failure: Exception) -> TrainingError:
