@@ -163,7 +163,10 @@ def require_files(root: Path, needed: int) -> None:
 def require_memory(root: Path, demand: Demand) -> None:
     """Raise `BusyError` if others hold memory the run needs, `CannotContinueError` if there is too little for ever."""
     memory = resources.host_memory()
-    if memory is None or demand.host_bytes <= memory.free + memory.swap:
+    if memory is None:
+        return
+    mine = memory.free + memory.swap + resources.held_bytes()  # a user's own loop has made its model by now
+    if demand.host_bytes <= mine:
         return
     total = memory.total + memory.swap
     needs = f"{root} needed {demand.host_bytes / MB:,.0f} MB of memory so far"
@@ -172,7 +175,7 @@ def require_memory(root: Path, demand: Demand) -> None:
             f"{needs}, this machine or container has {total / MB:,.0f} MB", next_step=smaller_chunks(root)
         )
     raise BusyError(
-        f"{needs}, {(memory.free + memory.swap) / MB:,.0f} MB are free now: other processes hold the rest",
+        f"{needs}, {mine / MB:,.0f} MB are free now: other processes hold the rest",
         next_step="wait for them, or stop them, and run the same command again",
     )
 

@@ -25,7 +25,7 @@ from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
 from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
-from unbroken.run.preflight import require_descriptors, require_new_folder, require_space
+from unbroken.run.preflight import require_descriptors, require_new_folder, require_ready, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
 from unbroken.run.stop import StopRequest
@@ -35,7 +35,7 @@ from unbroken.tasks.loop_contract import describe, require_scheduler_held, requi
 from unbroken.tasks.loop_extras import SWITCHES, extra, switches
 from unbroken.tasks.loop_modules import documents, named_modules, place
 from unbroken.tasks.loop_rows import Rows, require_rows, row_digests, take
-from unbroken.tasks.train import CHECKPOINT_MULTIPLE, set_up
+from unbroken.tasks.train import CHECKPOINT_MULTIPLE, is_finished, set_up
 
 
 class Loop:
@@ -265,6 +265,8 @@ class Loop:
             known = row_digests_in(self._mirror) if self._fetch and self._mirror else None
             require_unchanged(self._root, recorded, self._contract, self._digests, known)
             if not self._fetch:
+                if not is_finished(self._root):
+                    require_ready(self._root, self._keep)
                 return
         require_new_folder(self._root)
         weights = sum(tensor.numel() * tensor.element_size() for _, tensor in held_tensors(self._job.modules))

@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, free: int, total: int, swap: int = 0) -> None:
     monkeypatch.setattr(resources, "host_memory", lambda: HostMemory(free, swap, total))
+    monkeypatch.setattr(resources, "held_bytes", lambda: 0)
 
 
 def test_a_run_tells_what_it_needed(run: Path) -> None:

@@ -20,6 +20,7 @@ class Machine:
         self.mounted, self.own, meminfo = root / "cgroup", root / "own", root / "meminfo"
         meminfo.write_text(f"MemTotal: {16 << 20} kB\nMemAvailable: {10 << 20} kB\nSwapFree: {2 << 20} kB\n")
         patch.setattr(resources, "MEMINFO", meminfo)
+        patch.setattr(resources, "STATUS", root / "status")
         patch.setattr(containers, "OWN_GROUPS", self.own)
         patch.setattr(containers, "MOUNTED", self.mounted)
 
@@ -92,6 +93,9 @@ def test_too_little_for_ever_is_told_from_too_little_now(machine: Machine, tmp_p
     machine.own.write_text("0::/\n")
     machine.group("", max=4 * GB, current=3 * GB, swap__max=0, stat=stat(0, 0))
     require_memory(tmp_path, Demand(1, 1, 1, GB, 0))
+    (tmp_path / "status").write_text(f"RssAnon: {1 << 20} kB\n")
+    require_memory(tmp_path, Demand(1, 1, 1, 2 * GB, 0))  # what this process holds already is no longer needed
+    (tmp_path / "status").unlink()
     with pytest.raises(BusyError, match="other processes hold the rest"):
         require_memory(tmp_path, Demand(1, 1, 1, GB + 1, 0))
     with pytest.raises(CannotContinueError, match=r"machine or container has 4,295 MB"):

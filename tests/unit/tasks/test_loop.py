@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler
 
 from unbroken import Loop
 from unbroken.base.errors import BusyError, CannotContinueError, ConfigError, DataError, TrainingError
+from unbroken.run.preflight import Demand
 from unbroken.run.report import silent
 
 ROWS = [[float(i), 1.0] for i in range(10)]
@@ -137,6 +138,22 @@ def test_two_loops_cannot_hold_one_run(tmp_path: Path) -> None:
         Mine(tmp_path / "run").run()
     held.close()
     assert Mine(tmp_path / "run").run().ended.finished
+
+
+def test_a_run_is_looked_over_before_the_loop_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Mine(tmp_path / "run").run(leave_after=2)
+    with monkeypatch.context() as patched:
+        patched.setattr("unbroken.run.preflight.files.free_bytes", lambda path: 1000)
+        with pytest.raises(ConfigError, match=r"has 0\.0 MB left, the run's checkpoints need"):
+            Mine(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr("unbroken.run.preflight.measured_demand", lambda root: Demand(1, 1, 2, 1 << 60, 0))
+        with pytest.raises(CannotContinueError, match="machine or container has"):
+            Mine(tmp_path / "run")
+        patched.undo()
+        assert Mine(tmp_path / "run").run().ended.finished
+        patched.setattr("unbroken.run.preflight.files.free_bytes", lambda path: 1000)
+        Mine(tmp_path / "run")  # a finished run needs nothing
 
 
 # What a loop cannot be made from.
