@@ -13,6 +13,7 @@ from tests.exact.test_best_model import choosing
 from tests.exact.test_controls import flip_a_bit, tamper
 from tests.exact.test_embed import STEPS, values
 from tests.tiny import make_model_folder
+from unbroken.run.folder import RunFolder
 from unbroken.run.report import Event, Stepped
 from unbroken.run.stop import StopRequest
 from unbroken.tasks.train import Request, carry_out
@@ -52,11 +53,50 @@ def test_accepted_drift_outlives_the_next_kill(model: Path, tmp_path: Path) -> N
         journal.writelines(
             line for line in lines if json.loads(line)["kind"] == "step" and 3 < json.loads(line)["n"] < 13
         )
-    train(values(model), run, stop_after=7, accept_drift=True)
+    stopped = train(values(model), run, stop_after=7, accept_drift=True)
+    assert stopped.proof["drift_from"] == 4
+    assert "inexact from there" in stopped.proof["verdict"]
     ended = train(values(model), run)
     assert ended.finished
     assert ended.proof["drift_from"] == 4
     assert len({record[0] for record in step_records(run)}) == STEPS
+
+
+def test_a_stop_is_proved_without_reading_the_whole_journal(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time after a stop is short, the journal of a long run is not: what is said is about this segment alone."""
+
+    def proof_of_all(folder: RunFolder) -> dict[str, Any]:
+        read.append(folder.root)
+        return whole_proof(folder)
+
+    read: list[Path] = []
+    whole_proof = RunFolder.proof
+    monkeypatch.setattr(RunFolder, "proof", proof_of_all)
+    asked = values(model)
+    first = train(asked, tmp_path / "run", stop_after=4).proof
+    assert first == {
+        "segments": 1,
+        "restores": 0,
+        "replayed_steps": 0,
+        "drift_from": None,
+        "recorded_steps": 4,
+        "missing_steps": 0,
+        "verdict": "uninterrupted",
+    }
+    second = train(asked, tmp_path / "run", stop_after=7).proof
+    assert second == first | {
+        "restores": 1,
+        "replayed_steps": 1,  # the canary
+        "recorded_steps": 3,
+        "verdict": "1 replayed step identical to the bit",
+    }
+    assert not read
+    whole = train(asked, tmp_path / "run").proof
+    assert read, "a finished run is proved as a whole"
+    assert whole.keys() == first.keys()
+    assert (whole["segments"], whole["restores"], whole["recorded_steps"]) == (3, 2, STEPS)
 
 
 def test_a_reporter_whose_stream_is_gone_stops_nothing(model: Path, tmp_path: Path) -> None:

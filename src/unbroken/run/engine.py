@@ -30,6 +30,7 @@ from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
+from unbroken.run.proof import segment_proof
 from unbroken.run.report import (
     Began,
     Boundary,
@@ -109,7 +110,8 @@ class Engine:
         self.ended = Ended(0, finished=False, reason="not begun", model="")
         self._last_record: dict[str, Any] = {}
         self._committed = -1
-        self._advanced = False
+        self._recorded = 0  # steps this segment was the first to make
+        self._drifted: int | None = None
         self.segment = 0  # none has begun yet
         self.refused = False
 
@@ -235,6 +237,7 @@ class Engine:
         self._begin_segment(before)
 
     def _begin_segment(self, before: Mapping[str, Any]) -> None:
+        self._began = self.state.step
         numerics = environment.numerics(self._device)
         self._peak = before.get("peak", {})
         earlier = self.replay.segments
@@ -270,6 +273,7 @@ class Engine:
                 self.folder.journal.sync()
                 raise
             self.replay.drift(record["n"])
+            self._drifted = self._drifted or record["n"]
             self.folder.checkpoints.set_aside_from(record["n"])
             self.folder.journal.append({"kind": "drift", "n": record["n"], "text": str(refusal)})
             if self.folder.mirror is not None:
@@ -278,9 +282,9 @@ class Engine:
             held = False
         if not held:
             self.folder.journal.append(record)
-            if self._last_record and not self._advanced:
+            if self._last_record and not self._recorded:
                 self.report(Boundary(self._last_record, record))
-            self._advanced = True
+            self._recorded += 1
         self._last_record = record
         if self.replay.compared and record["n"] == self.replay.end:
             first, last = self.replay.compared[0], self.replay.compared[-1]
@@ -363,12 +367,14 @@ class Engine:
         self.folder.journal.sync()
         for news in self.folder.settle(step, best):
             self.report(news)
+        # The time after a stop is too short to read a long run's whole journal.
+        stopped = segment_proof(self.segment, self._began, len(self.replay.compared), self._recorded, self._drifted)
         self.ended = Ended(
             step,
             finished,
             self.stop.reason,
             str(self.folder.root / "model") if finished else "",
-            self.folder.proof(),
+            self.folder.proof() if finished else stopped,
         )
         self.report(self.ended)
 

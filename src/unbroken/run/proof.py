@@ -36,6 +36,22 @@ def proof(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def segment_proof(segment: int, began: int, replayed: int, recorded: int, drift_from: int | None) -> dict[str, Any]:
+    """Return what one segment proves, the `segment`-th of its run, in the terms of `proof` and about itself alone.
+
+    It began after step `began`, made `replayed` steps again and `recorded` for the first time.
+    """
+    found: dict[str, Any] = {
+        "segments": 1,
+        "restores": int(began > 0),
+        "replayed_steps": replayed,
+        "drift_from": drift_from,
+        "recorded_steps": recorded,
+        "missing_steps": 0,
+    }
+    return found | {"verdict": verdict(found | {"segments": segment})}
+
+
 def origin(fork: Mapping[str, Any]) -> str:
     """Return in words what a fork (its record, or the parent in its run.json) comes from and what it changed."""
     step = fork["n"] if "n" in fork else fork["step"]

@@ -75,7 +75,10 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Ended:
-    """The segment is over: finished, or stopped for `reason` with everything up to `step` committed."""
+    """The segment is over: finished, or stopped for `reason` with everything up to `step` committed.
+
+    `proof` is about the whole run if finished, about this segment if stopped, and empty if none began.
+    """
 
     step: int
     finished: bool
