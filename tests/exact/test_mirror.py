@@ -588,8 +588,10 @@ def test_a_long_journal_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(written) <= 1800 // 100 + 5
     source.write_bytes(content[9:])  # another journal: all of it is replaced
     assert there.journal_end(source) == 0
-    there.extend_journal(source, 0, len(content) - 9)
+    aside = there.extend_journal(source, 0, len(content) - 9)
     assert b"".join(map(bytes, there.journal_blocks())) == content[9:]
+    kept = sorted((tmp_path / "objects" / aside).iterdir())
+    assert b"".join(path.read_bytes() for path in kept) == content
 
 
 def test_checkpoints_are_kept_as_in_the_run(target: str, model: Path, tmp_path: Path) -> None:

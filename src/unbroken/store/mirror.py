@@ -7,6 +7,7 @@ said once and tried again, later and later, and at the end.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Collection
@@ -18,7 +19,7 @@ from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
 from unbroken.store.manifest import ForeignError, Manifest
-from unbroken.store.place import BEGUN, FolderPlace, Place, copy_checkpoint, read, read_marker, verified
+from unbroken.store.place import BEGUN, FolderPlace, Place, checkpoint_path, copy_checkpoint, read, read_marker, verified
 from unbroken.store.run import encode_run
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
@@ -51,7 +52,11 @@ class Mirror:
         self._under_way: tuple[int, frozenset[int]] | None = None
         self._finished: int | None = None  # the step whose model is the run's, once it has one
         self._news: list[Mirrored | str] = []
-        self._sound: set[int] = set()  # steps this process copied
+        self._there: set[int] = set()  # steps this process copied, or found there
+        self._sound: set[int] = set()  # those of them whose every byte it wrote or compared
+        self._best: dict[int, set[int]] = {}  # by step, what its checkpoint names as the best
+        self._drifts: list[tuple[int, int]] = []
+        self._drifts_end = 0  # how much of the journal they were sought in
         self._journal_end: int | None = None  # how much of the journal is there
         self._introduced = self._leaving = False
         self._urgent = self._hurried = self._settled = (
@@ -162,9 +167,11 @@ class Mirror:
             wanted, finished = self._under_way, self._finished
         if wanted is not None:
             step, spared = wanted
-            for each in [*sorted(spared & set(self._source.steps()) - {step} - self._sound), step]:
-                copy_checkpoint(self._source, self.place, each, self._run_id, self._tick)
-                self._sound.add(each)
+            for each in [*sorted(spared & set(self._source.steps()) - {step} - self._there), step]:
+                written = copy_checkpoint(self._source, self.place, each, self._run_id, self._tick, digests=True)
+                self._there.add(each)
+                if written or self.place.near:
+                    self._sound.add(each)
             self._become_run()
             self._arrived(Mirrored(step, time.perf_counter() - began))
             self._retire(spared)
@@ -184,12 +191,16 @@ class Mirror:
             self.place.put(layout.MIRRORING_FILE, self._run_id.encode())
             for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE):
                 self.place.put(file, read(self._source, file))
-        drifts = find_drifts(self._journal.path)
-        for step in self.place.steps() if drifts else []:
+        end = self._journal.end
+        self._drifts += find_drifts(self._journal.path, self._drifts_end)
+        self._drifts_end = end
+        for step in self.place.steps() if self._drifts else []:
             manifest = self._marker(step)
-            if manifest is not None and abandoned(manifest, drifts):
+            if manifest is not None and abandoned(manifest, self._drifts):
                 self.place.remove(step)
+                self._there.discard(step)
                 self._sound.discard(step)
+                self._best.pop(step, None)
 
     def _become_run(self) -> None:
         """Make the place a run, once it holds a checkpoint: before that there is nothing to go on from."""
@@ -206,9 +217,15 @@ class Mirror:
             self._journal_end = self.place.journal_end(self._journal.path)
         if self._journal_end != end:
             held, self._journal_end = self._journal_end, None  # unknown until it is done
-            self.place.extend_journal(self._journal.path, held, end)
+            aside = self.place.extend_journal(self._journal.path, held, end)
+            if aside:
+                self._say(f"the mirror {self.place.name} held a journal that is not this run's beginning: see {aside}")
         self._journal_end = end
         self._journal_at = time.monotonic() + JOURNAL_SECONDS
+
+    def _say(self, text: str) -> None:
+        with self._turn:
+            self._news.append(text)
 
     def _arrived(self, news: Mirrored) -> None:
         with self._turn:
@@ -219,8 +236,11 @@ class Mirror:
             self._news.append(news)
 
     def _retire(self, spared: frozenset[int]) -> None:
-        """Keep the newest checkpoints this process copied, and all until there are enough; sweep unfinished ones."""
-        kept = 0
+        """Keep the newest checkpoints known to be sound, and all until there are enough; sweep unfinished ones.
+
+        With each goes the one that was the best by then: neither can be restored without the other.
+        """
+        kept, needed = 0, set(spared)
         for step in reversed(self.place.steps()):
             self._tick()
             if step not in self._sound and self._marker(step) is None:
@@ -228,8 +248,19 @@ class Mirror:
                     self.place.remove(step)
             elif kept < self._keep:
                 kept += step in self._sound
-            elif step not in spared:
+                needed |= self._best_by(step)
+            elif step not in needed:
                 self.place.remove(step)
+
+    def _best_by(self, step: int) -> set[int]:
+        """Return the step a checkpoint in the place names as the best so far; nothing if none or it cannot be told."""
+        if step not in self._best:
+            try:
+                best = json.loads(read(self.place, checkpoint_path(step, layout.SEGMENT_FILE)))["best"]
+                self._best[step] = {best["step"]} if best else set()
+            except (DamagedError, ValueError, KeyError, TypeError):
+                return set()
+        return self._best[step]
 
     def _marker(self, step: int) -> Manifest | None:
         try:
@@ -302,10 +333,11 @@ def belongs(place: Place, run_id: str) -> bool:
     return True
 
 
-def find_drifts(journal: Path) -> list[tuple[int, int]]:
-    """Return where in a journal drift was accepted: (place in bytes, first step that came out differently)."""
-    found, offset = [], 0
+def find_drifts(journal: Path, start: int = 0) -> list[tuple[int, int]]:
+    """Return where in a journal, from a line on, drift was accepted: (place in bytes, first step that differed)."""
+    found, offset = [], start
     with journal.open("rb") as file:
+        file.seek(start)
         for line in file:
             record = decode_line(line) if b'"drift"' in line else None
             if record is not None and record["kind"] == "drift":

@@ -287,7 +287,7 @@ class Loop:
         try:
             if self._mirror and not fetched:
                 run_id = folder.document["run_id"]
-                folder.restored_from = bring_newer(self._root, self._mirror, run_id, self._report)
+                folder.restored_from = bring_newer(folder.journal, self._mirror, run_id, self._report)
             require_unchanged(self._root, folder.contract, self._contract, self._digests)
         except CannotContinueError:
             folder.close()

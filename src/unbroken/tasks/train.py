@@ -226,7 +226,7 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
         if folder.document != start.document:
             raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
         if start.mirror is not None and not start.fetch:
-            fetched = bring_newer(start.root, start.mirror, folder.document["run_id"], report)
+            fetched = bring_newer(folder.journal, start.mirror, folder.document["run_id"], report)
         folder.restored_from = fetched
         finished = folder.finished()
         if finished is not None:
