@@ -85,6 +85,11 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
     return document
 
 
+def say_new(root: Path, place: Place, report: Reporter) -> None:
+    """Say that a run begins: to whom expected one to go on, the mirror's address is wrong or its disk not mounted."""
+    report(Notice(f"neither {root} nor its mirror {place.name} holds a run: a new one begins"))
+
+
 def _require_movable(place: Place) -> None:
     if not place.movable:
         raise CannotContinueError(

@@ -19,7 +19,16 @@ from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
 from unbroken.store.manifest import ForeignError, Manifest
-from unbroken.store.place import BEGUN, FolderPlace, Place, checkpoint_path, copy_checkpoint, read, read_marker, verified
+from unbroken.store.place import (
+    BEGUN,
+    FolderPlace,
+    Place,
+    checkpoint_path,
+    copy_checkpoint,
+    read,
+    read_marker,
+    verified,
+)
 from unbroken.store.run import encode_run
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
@@ -172,6 +181,8 @@ class Mirror:
                 self._there.add(each)
                 if written or self.place.near:
                     self._sound.add(each)
+                if written:
+                    self._best.pop(each, None)
             self._become_run()
             self._arrived(Mirrored(step, time.perf_counter() - began))
             self._retire(spared)
@@ -309,10 +320,12 @@ class _LeavingError(StorageError):
 def belongs(place: Place, run_id: str) -> bool:
     """Return whether the place holds this run; False if it is free for it.
 
-    Raises `CannotContinueError` if it holds another run, or files of someone else.
+    Raises `CannotContinueError` if it holds another run, or files of someone else, and `StorageError` if it could not
+    be made where it is to lie.
     """
     document = place.document()
     if document is None:
+        place.require_home()
         names = place.names()
         ours = {layout.HOLDER_FILE} | (BEGUN if layout.MIRRORING_FILE in names else set())
         foreign = [name for name in names if name not in ours and not name.startswith(".")]

@@ -52,6 +52,9 @@ class Place(Protocol):
     def document(self) -> dict[str, Any] | None:
         """Return the document of the run that is here, as `read_run` does; None if there is none."""
 
+    def require_home(self) -> None:
+        """Raise `StorageError` if what the place would be made in is not there: a disk that is not mounted, say."""
+
     def names(self) -> list[str]:
         """Return the names of the files and folders that lie here."""
 
@@ -193,8 +196,9 @@ class FolderPlace:
         self._lock: RunLock | None = None
 
     def hold(self) -> None:
-        """Take the run's lock in the folder, made now if it is not there."""
+        """Take the run's lock in the folder, made now if it is not there, but not what it lies in."""
         if self._lock is None:
+            self.require_home()
             files.make_folders(self.root)
             lock = RunLock(self.root)
             lock.acquire()
@@ -209,6 +213,11 @@ class FolderPlace:
     def document(self) -> dict[str, Any] | None:
         """As `read_run`."""
         return read_run(self.root)
+
+    def require_home(self) -> None:
+        """Look for the folder, or the one above it."""
+        if not self.root.exists() and not self.root.parent.is_dir():
+            raise unmounted(self.name, str(self.root.parent))
 
     def names(self) -> list[str]:
         """Return what the folder holds. Raises `ConfigError` if it is a file."""
@@ -239,6 +248,8 @@ class FolderPlace:
 
     def put_checkpoint(self, manifest: Manifest, marker: bytes, blocks: Blocks) -> None:
         """Write aside, sync, rename, sync: afterwards it is there for good."""
+        if not self.root.is_dir():
+            raise unmounted(self.name, self.name)
         files.make_folders(self._home)
         files.sweep(self._home, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))
         final = self._folder(manifest.step)
@@ -313,6 +324,15 @@ class FolderPlace:
 
     def _folder(self, step: int) -> Path:
         return self._home / layout.checkpoint_name(step)
+
+
+def unmounted(name: str, missing: str) -> StorageError:
+    """Return the failure to find what a mirror lies in."""
+    return StorageError(
+        f"the mirror {name} cannot be reached: {missing} is not there",
+        why="a disk that is not mounted looks like this, and a copy made now would lie elsewhere",
+        next_step=f"mount it, or make {missing}",
+    )
 
 
 def steps_among(names: Iterable[str]) -> list[int]:

@@ -7,7 +7,7 @@ few MiB, each named by the byte it begins at, only the last of which is ever wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from unbroken.base.errors import ConfigError, StorageError, UnbrokenError
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
 from unbroken.store.manifest import Manifest
-from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among
+from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among, unmounted
 from unbroken.store.run import decode_run
 
 
@@ -53,6 +53,14 @@ class UrlPlace:
         if layout.RUN_FILE not in self._names():
             return None
         return decode_run(read(self, layout.RUN_FILE), f"{self.name}/{layout.RUN_FILE}")
+
+    def require_home(self) -> None:
+        """Look for the URL, the folder above it, or in an object store, which has no folders, the bucket."""
+        above = self._root.rpartition("/")[0] if self._root.startswith("/") else self._root.partition("/")[0]
+        self._forget()
+        with self._talking("look at", ".."), suppress(PermissionError):  # a key may be for its own prefix alone
+            if above and not self._system.exists(self._root) and not self._system.exists(above):
+                raise unmounted(self.name, above)
 
     def names(self) -> list[str]:
         """Return what lies directly under the URL."""

@@ -24,7 +24,7 @@ from unbroken.run.deadline import Deadline
 from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror, say_new
 from unbroken.run.preflight import require_descriptors, require_new_folder, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
@@ -132,7 +132,7 @@ class Loop:
         self._settings: Callable[[], Settings] = lambda: Settings(
             Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True, accept_drift=accept_drift
         )
-        self._mirror = mirror_of(None if mirror is None else str(mirror), self._root)
+        self._mirror, self._anew = mirror_of(None if mirror is None else str(mirror), self._root), restart
         if restart:
             self._move_aside()
         self._check(data, fingerprint, threads)
@@ -276,6 +276,8 @@ class Loop:
         if self._mirror and self._fetch and read_run(self._root) is None:
             fetched = bring_here(self._root, self._mirror, self._fetch, self._report)
         if read_run(self._root) is None:
+            if self._mirror and not self._anew:
+                say_new(self._root, self._mirror, self._report)
             digests, config = self._digests.astype("<u8").tobytes(), self._contract["config"]
             return RunFolder.create(
                 self._root, self._contract, config=config, keep=self._keep, row_digests=digests, mirror=self._mirror

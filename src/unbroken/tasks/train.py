@@ -15,7 +15,7 @@ from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenErro
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run.cadence import Cadence
 from unbroken.run.deadline import Deadline
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror, say_new
 from unbroken.run.preflight import (
     require_descriptors,
     require_device_memory,
@@ -193,6 +193,8 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         moved = move_mirror_aside(start.mirror)
         if moved is not None:
             report(Notice(f"moved the earlier run's mirror to {moved}"))
+    elif start.mirror is not None:
+        say_new(start.root, start.mirror, report)
     folder = RunFolder.create(
         start.root,
         compose_contract(config, prepared, start.threads, device),
