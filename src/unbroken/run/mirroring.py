@@ -14,6 +14,8 @@ from typing import Any
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.base.fingerprint import digest
 from unbroken.base.stopping import poll
+from unbroken.run import patience
+from unbroken.run.patience import patiently
 from unbroken.run.report import Notice, Reporter
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
@@ -61,7 +63,7 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
     """
     if local is not None:
         try:
-            if belongs(place, local["run_id"]) and restart:
+            if patiently(lambda: belongs(place, local["run_id"]), place.name, patience.LOOK_SECONDS) and restart:
                 _require_movable(place)
         except CannotContinueError:
             raise
@@ -70,9 +72,7 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
                 raise
         return None
     try:
-        document = place.document()
-        if document is None:
-            belongs(place, "")  # or there are files of someone else
+        document = patiently(lambda: _look(place), place.name, patience.LOOK_SECONDS)
     except StorageError as failure:
         raise StorageError(
             failure.what,
@@ -82,6 +82,13 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
     if document is not None and restart:
         _require_movable(place)
         return None
+    return document
+
+
+def _look(place: Place) -> dict[str, Any] | None:
+    document = place.document()
+    if document is None:
+        belongs(place, "")  # or there are files of someone else
     return document
 
 
@@ -186,6 +193,7 @@ def _join_journal(journal: Journal, place: Place, mark: Mark) -> tuple[bool, Pat
             return False, None
         if not set(find_drifts(journal.path)) <= set(find_drifts(new)):
             raise StorageError("it knows nothing of the drift that was accepted here")
+        poll()
         return True, journal.take_over(new, "" if _begins(new, journal.path) else layout.EARLIER_PREFIX)
     finally:
         files.discard(new)
@@ -271,14 +279,18 @@ def _knows_of_commits(root: Path) -> bool:
 def bring_here(root: Path, place: Place, document: Mapping[str, Any], report: Reporter) -> str:
     """Restore the run from its mirror, as `restore_run` does, saying so; return the mirror's name."""
     report(Notice(f"{root} is not here; the mirror {place.name} holds the run: restoring it"))
-    for text in restore_run(root, place, document):
+    for text in patiently(lambda: restore_run(root, place, document), place.name, patience.STALL_SECONDS):
         report(Notice(text))
     return place.name
 
 
 def bring_newer(journal: Journal, place: Place, run_id: str, report: Reporter) -> str:
     """Fetch what `catch_up` fetches, saying so; return the mirror's name if something was, else nothing."""
-    step, notes = catch_up(journal, place, run_id)
+    try:
+        patiently(place.steps, place.name, patience.LOOK_SECONDS)
+        step, notes = patiently(lambda: catch_up(journal, place, run_id), place.name, patience.STALL_SECONDS)
+    except StorageError as failure:
+        step, notes = None, [f"nothing was fetched from the mirror {place.name}: {failure}"]
     for text in notes:
         report(Notice(text))
     if step is None:

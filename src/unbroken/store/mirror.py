@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from unbroken.base.errors import BusyError, CannotContinueError, StorageError, UnbrokenError
+from unbroken.base.stopping import interruptible
 from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
@@ -34,6 +35,7 @@ from unbroken.store.run import encode_run
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
 JOURNAL_SECONDS = 10.0  # how old the copy of the journal may get between two commits
 CLOSE_SECONDS = 5.0
+PULSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -111,22 +113,24 @@ class Mirror:
         with self._turn:
             self._introduced = False
 
-    def settle(self, seconds: float, finished: int | None = None) -> bool:
+    def settle(self, seconds: float, finished: int | None = None, leave: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all that was offered, and the journal, is there, or an attempt failed, or `seconds` are over.
 
-        `finished` is the step whose model is the run's. Returns whether everything is there.
+        `finished` is the step whose model is the run's. Returns whether everything is there; soon once `leave` is true.
         """
+        end = time.monotonic() + seconds
         with self._turn:
             if self._thread is None:
                 return False
             self._finished, self._urgent, self._settled = finished, True, False
             self._turn.notify_all()
-            self._turn.wait_for(lambda: not self._urgent, seconds)
+            while self._urgent and (rest := end - time.monotonic()) > 0 and not leave():
+                self._turn.wait(min(rest, PULSE_SECONDS))
             self._urgent = False
             return self._settled
 
-    def close(self) -> None:
-        """End the thread, within a few seconds; a copy under way is left unfinished."""
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """End the thread, within `seconds`; a copy under way is left unfinished."""
         with self._turn:
             self._leaving = True
             self._turn.notify_all()
@@ -134,13 +138,14 @@ class Mirror:
         if thread is None:
             self.place.release()
         else:
-            thread.join(CLOSE_SECONDS)  # it gives the place back itself: it may still be waiting for an answer
+            thread.join(seconds)  # it gives the place back itself: it may still be waiting for an answer
 
     def _work(self) -> None:
         try:
             while self._next():
                 try:
-                    self._copy()
+                    with interruptible(self._tick):  # what is read here to be compared, too
+                        self._copy()
                 except _LeavingError:
                     break
                 except UnbrokenError as failure:

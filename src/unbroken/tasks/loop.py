@@ -16,7 +16,7 @@ from torch.autograd import backward
 from torch.optim import Optimizer
 
 from unbroken.base.errors import CannotContinueError, ConfigError, FailsAgainError, StorageError, TrainingError
-from unbroken.base.stopping import StopNow
+from unbroken.base.stopping import StopNow, interruptible
 from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
@@ -143,11 +143,18 @@ class Loop:
         The run is held, and its state put into modules, optimizer and extras, from the first batch to the end of the
         loop. After a stop by a signal or `stop_at` this ends the process with `SystemExit`.
         """
-        folder = self._open()
+        stop = StopRequest(self._deadline)
         try:
-            engine = self._engine = Engine(
-                self._job, folder, self._settings(), self._report, StopRequest(self._deadline)
-            )
+            with stop.listening(), interruptible(stop.check):
+                folder = self._open()
+        except StopNow:
+            self._report(Notice(f"stopped before the first step ({stop.reason}); nothing is lost"))
+            if stop.exit_code:
+                sys.exit(stop.exit_code)
+            return
+        folder.stop = stop
+        try:
+            engine = self._engine = Engine(self._job, folder, self._settings(), self._report, stop)
             finished = folder.finished()
             if finished is not None:
                 engine.load(finished.step)
@@ -291,7 +298,7 @@ class Loop:
                 run_id = folder.document["run_id"]
                 folder.restored_from = bring_newer(folder.journal, self._mirror, run_id, self._report)
             require_unchanged(self._root, folder.contract, self._contract, self._digests)
-        except CannotContinueError:
+        except BaseException:
             folder.close()
             raise
         return folder

@@ -204,6 +204,7 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         row_digests=prepared.row_digests,
         mirror=start.mirror,
     )
+    folder.stop = stop
     if prepared.parent:
         report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
     try:
@@ -220,15 +221,18 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
 
     fetched = ""
     if start.mirror is not None and start.fetch and start.document is not None:
-        fetched = bring_here(start.root, start.mirror, start.document, report)
+        with interruptible(stop.check):
+            fetched = bring_here(start.root, start.mirror, start.document, report)
     folder = RunFolder.open(start.root, keep=start.config.save_total_limit, mirror=start.mirror)
+    folder.stop = stop
     try:
         for text in folder.notes:
             report(Notice(text))
         if folder.document != start.document:
             raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
         if start.mirror is not None and not start.fetch:
-            fetched = bring_newer(folder.journal, start.mirror, folder.document["run_id"], report)
+            with set_up(folder, stop), interruptible(stop.check):
+                fetched = bring_newer(folder.journal, start.mirror, folder.document["run_id"], report)
         folder.restored_from = fetched
         finished = folder.finished()
         if finished is not None:
