@@ -510,13 +510,23 @@ def test_somebodys_files_are_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_change_is_refused_before_anything_is_copied(target: str, model: Path, tmp_path: Path) -> None:
-    settled(values(model, mirror=target), tmp_path / "run", 4)
-    with pytest.raises(CannotContinueError, match=r"learning_rate: 0.001 \(this run\) -> 0.002"):
-        train(values(model, mirror=target, learning_rate=2e-3), tmp_path / "run")
+    """The refusal names the mirror: another output_dir would be no way out."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(58)), encoding="utf-8")
+    asked = values(model, mirror=target, train_data=str(tmp_path / "rows.jsonl"))
+    settled(asked, tmp_path / "run", 4)
+    there = open_place(target)
+    with pytest.raises(CannotContinueError, match=r"learning_rate: 0.001 \(this run\) -> 0.002") as first:
+        train(asked | {"learning_rate": 2e-3}, tmp_path / "run")
     rows = make_rows(58)
     rows[6]["positive"] = "something else"
-    with pytest.raises(CannotContinueError, match="the first row that differs is row 7"):
-        train(values(model, mirror=target, train_data=rows), tmp_path / "run")
+    with pytest.raises(CannotContinueError, match="the first row that differs is row 7") as second:
+        train(asked | {"train_data": rows}, tmp_path / "run")
+    for refusal in (first.value, second.value):
+        assert f"the run in the mirror {there.name}" in refusal.what
+        assert "give another mirror" in refusal.next_step
+        assert "output_dir" not in refusal.next_step
+        assert ("--restart" in refusal.next_step) is there.movable
+    assert (f"`unbroken fork {there.name} NEW --set learning_rate=" in first.value.next_step) is there.movable
     assert not (tmp_path / "run").exists()
 
 
@@ -647,6 +657,29 @@ def test_controls_the_mirror_holds_what_the_run_did(whole: Path, model: Path, tm
     tamper(tmp_path / "mirror", flip_a_bit)
     with pytest.raises(CannotContinueError, match=r"step 10 does not repeat: (loss|grad_norm)"):
         train(asked, tmp_path / "run")
+
+
+def test_a_failure_does_not_make_the_mirror_read_the_whole_journal_again(tmp_path: Path) -> None:
+    """Drift is sought in what the journal gained, and found wherever it stands."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"kind": "drift", "n": 3, "text": ""})
+    passed = journal.end
+    journal.append({"kind": "step", "n": 3})
+    second = journal.end
+    journal.append({"kind": "drift", "n": 9, "text": ""})
+    assert mirror.find_drifts(journal.path) == [(0, 3), (second, 9)]
+    assert mirror.find_drifts(journal.path, passed) == [(second, 9)]
+    (tmp_path / "mirror").mkdir()
+    copy = mirror.Mirror(FolderPlace(tmp_path / "mirror"), tmp_path, "run", journal, keep=2)
+    for name in ("data.digests", "config.yaml"):
+        (tmp_path / name).write_bytes(b"")
+    copy._introduce()
+    assert copy._drifts == [(0, 3), (second, 9)]
+    journal.path.write_bytes(b"\n" * journal.end)  # what was read is not read again
+    copy.look_again()
+    copy._introduce()
+    assert copy._drifts == [(0, 3), (second, 9)]
+    copy.close()
 
 
 def test_a_long_journal_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from unbroken.run.deadline import Deadline
 from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror, say_new
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, run_in_mirror, say_new
 from unbroken.run.preflight import require_descriptors, require_new_folder, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
@@ -269,8 +269,9 @@ class Loop:
         self._digests = row_digests(data) if fingerprint is None else np.empty(0, dtype=np.uint64)
         self._contract = describe(self._job, self._optimizer, self._extras, self._digests, fingerprint)
         if recorded is not None:
-            known = row_digests_in(self._mirror) if self._fetch and self._mirror else None
-            require_unchanged(self._root, recorded, self._contract, self._digests, known)
+            require_unchanged(
+                self._root, recorded, self._contract, self._digests, self._mirror if self._fetch else None
+            )
             if not self._fetch:
                 return
         require_new_folder(self._root)

@@ -15,7 +15,7 @@ from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenErro
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run.cadence import Cadence
 from unbroken.run.deadline import Deadline
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror, say_new
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, run_in_mirror, say_new
 from unbroken.run.preflight import (
     require_descriptors,
     require_device_memory,
@@ -164,8 +164,7 @@ def look_over(request: Request) -> Start:
     if recorded is not None:
         asked = compose_contract(config, prepared, threads, device=config.device)
         assert mirror is not None or not fetch
-        digests = row_digests_in(mirror) if mirror is not None and fetch else None
-        check_contract(root, recorded, asked, prepared, config, request.origins, digests)
+        check_contract(root, recorded, asked, prepared, config, request.origins, mirror if fetch else None)
         if not fetch and not is_finished(root):
             require_ready(root, config.save_total_limit)
     if recorded is None or fetch:
