@@ -59,7 +59,7 @@ def test_another_loop_is_refused_before_anything_is_copied(model: Path, tmp_path
     shutil.rmtree(tmp_path / "run")
     changed = script(model, tmp_path / "mirror")
     changed.make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.5)
-    with pytest.raises(CannotContinueError, match="the run in the mirror .*weight_decay.*give another mirror"):
+    with pytest.raises(CannotContinueError, match=r"the run in the mirror .*weight_decay.*give another mirror"):
         changed.run(tmp_path / "run")
     rows = script(model, tmp_path / "mirror")
     rows.options["data"] = [*make_rows(58)[:-1], make_rows(60)[-1]]
