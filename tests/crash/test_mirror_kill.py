@@ -31,6 +31,7 @@ def script(tmp_path: Path) -> Path:
 def test_machines_lost_at_random_instants(kind: str, script: Path, tmp_path: Path) -> None:
     """Four machines, each killed while it trains, mirrors or restores; what they leave is gone."""
     whole, lost, there = tmp_path / "whole", tmp_path / "lost", tmp_path / "elsewhere" / "mirror"
+    there.parent.mkdir()
     target = str(there) if kind == "folder" else f"local://{there}"
     unharmed = start(script, whole, "slowly", str(tmp_path / "unharmed-mirror")).communicate()[0]
     assert "finished True" in unharmed, unharmed

@@ -200,6 +200,10 @@ def test_the_parents_mirror_stays_the_parents(model: Path, tmp_path: Path) -> No
     forked = fork(tmp_path / "run", tmp_path / "fork")
     assert train({"task": "embed"}, forked.root).finished
     assert content(tmp_path / "mirror") == before
+    for taken in (tmp_path / "mirror", f"local://{tmp_path}/mirror", tmp_path / "run"):
+        with pytest.raises(CannotContinueError, match="holds another run"):
+            fork(tmp_path / "run", tmp_path / "own", {"mirror": str(taken)})
+    assert not (tmp_path / "own").exists()
     own = fork(tmp_path / "run", tmp_path / "own", {"mirror": str(tmp_path / "other")})
     assert train({"task": "embed"}, own.root).finished
     assert final_state(tmp_path / "other") == final_state(own.root) == final_state(forked.root)

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from tests.exact.runs import assert_same_run
+from tests.exact.runs import assert_same_run, final_state
 from tests.exact.test_controls import flip_a_bit, tamper
 from tests.exact.test_embed import values
 from tests.tiny import make_model_folder, make_rows
@@ -23,7 +23,7 @@ from unbroken.run.findings import flat
 from unbroken.run.report import Began, Ended, Event, Mirrored, Notice, Replayed, Stepped
 from unbroken.run.stop import StopRequest
 from unbroken.store import files, mirror, place, url_place
-from unbroken.store.journal import encode_record
+from unbroken.store.journal import Journal, encode_record
 from unbroken.store.place import FolderPlace, checkpoint_path, open_place
 from unbroken.tasks.check import check
 from unbroken.tasks.train import Request, carry_out
@@ -85,6 +85,8 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["folder", "memory", "local"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     folder = tmp_path / "elsewhere" / "mirror"
+    folder.parent.mkdir()
+    fsspec.filesystem("memory").makedirs(f"/{tmp_path.name}", exist_ok=True)
     return {
         "folder": str(folder),
         "memory": f"memory://{tmp_path.name}/mirror",
@@ -259,6 +261,57 @@ def damage(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def test_a_checkpoint_before_a_new_best_can_be_restored(target: str, model: Path, tmp_path: Path) -> None:
+    """The mirror keeps the best of each checkpoint it keeps: the one before may be all that is whole."""
+    asked = values(model, eval_data=make_rows(20, seed=3), eval_steps=2, load_best_model_at_end=True, save_steps=1)
+    train({**asked, "save_total_limit": 50}, tmp_path / "whole")
+    whole, there = FolderPlace(tmp_path / "whole"), open_place(target)
+    run_id = json.loads((tmp_path / "whole" / "run.json").read_bytes())["run_id"]
+    journal = Journal(tmp_path / "whole" / "journal.jsonl")
+    copy = mirror.Mirror(there, whole.root, run_id, journal, keep=2)
+    telling = False
+    for step in whole.steps():
+        copy.offer(step, {best_named(whole, step)})
+        assert copy.settle(30)
+        kept = there.steps()[-2:]
+        assert {best_named(there, each) for each in kept} <= set(there.steps())
+        telling = step > 4 and best_named(there, step) == step and best_named(there, step - 1) < step - 1
+        if telling:
+            break
+    copy.close()
+    journal.close()
+    assert telling, "no new best came when another was named: the test shows nothing"
+    path = checkpoint_path(step, "model/model.safetensors")
+    there.put(path, bytes(len(place.read(there, path))))
+    ended, show = train({**asked, "mirror": target}, tmp_path / "run")
+    assert show.all(Began)[0].step == step - 1
+    assert ended.finished
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def best_named(there: place.Place, step: int) -> int:
+    best = json.loads(place.read(there, checkpoint_path(step, "segment.json")))["best"]
+    return int(best["step"]) if best else step
+
+
+def test_a_copy_that_was_not_checked_does_not_count(target: str, model: Path, tmp_path: Path) -> None:
+    """One that stands there by name and size may be damaged: older ones stay until there are enough that are not."""
+    asked = values(model, mirror=target)
+    for after in (6, 10):
+        train(asked, tmp_path / "run", stop_after=after)
+    there = open_place(target)
+    path = checkpoint_path(10, "model/model.safetensors")
+    content = bytearray(place.read(there, path))
+    content[len(content) // 2] ^= 1
+    there.put(path, bytes(content))
+    train(asked, tmp_path / "run", stop_after=12)
+    manifest, _ = place.read_marker(there, 10, json.loads((tmp_path / "run" / "run.json").read_bytes())["run_id"])
+    if isinstance(there, FolderPlace):  # compared, and copied again
+        assert not there.lacks(10, manifest, digests=True)
+    else:
+        assert 6 in there.steps()
 
 
 @pytest.mark.parametrize("target", ["folder", "local"], indirect=True)
@@ -457,13 +510,23 @@ def test_somebodys_files_are_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_change_is_refused_before_anything_is_copied(target: str, model: Path, tmp_path: Path) -> None:
-    settled(values(model, mirror=target), tmp_path / "run", 4)
-    with pytest.raises(CannotContinueError, match=r"learning_rate: 0.001 \(this run\) -> 0.002"):
-        train(values(model, mirror=target, learning_rate=2e-3), tmp_path / "run")
+    """The refusal names the mirror: another output_dir would be no way out."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in make_rows(58)), encoding="utf-8")
+    asked = values(model, mirror=target, train_data=str(tmp_path / "rows.jsonl"))
+    settled(asked, tmp_path / "run", 4)
+    there = open_place(target)
+    with pytest.raises(CannotContinueError, match=r"learning_rate: 0.001 \(this run\) -> 0.002") as first:
+        train(asked | {"learning_rate": 2e-3}, tmp_path / "run")
     rows = make_rows(58)
     rows[6]["positive"] = "something else"
-    with pytest.raises(CannotContinueError, match="the first row that differs is row 7"):
-        train(values(model, mirror=target, train_data=rows), tmp_path / "run")
+    with pytest.raises(CannotContinueError, match="the first row that differs is row 7") as second:
+        train(asked | {"train_data": rows}, tmp_path / "run")
+    for refusal in (first.value, second.value):
+        assert f"the run in the mirror {there.name}" in refusal.what
+        assert "give another mirror" in refusal.next_step
+        assert "output_dir" not in refusal.next_step
+        assert ("--restart" in refusal.next_step) is there.movable
+    assert (f"`unbroken fork {there.name} NEW --set learning_rate=" in first.value.next_step) is there.movable
     assert not (tmp_path / "run").exists()
 
 
@@ -561,6 +624,32 @@ def test_a_mirror_out_of_reach(model: Path, tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mirror_that_is_not_mounted(target: str, whole: Path, model: Path, tmp_path: Path) -> None:
+    """It would be empty, the run would begin anew, and another mirror would lie in the empty mount point."""
+    asked = values(model, mirror=target)
+    settled(asked, tmp_path / "run", 6)
+    above, protocol = (tmp_path / "elsewhere", "file") if "memory" not in target else (f"/{tmp_path.name}", "memory")
+    system = fsspec.filesystem(protocol)
+    system.mv(str(above), f"{above}-away", recursive=True)
+    with pytest.raises(StorageError, match=r"is not there.* leave `mirror` out to begin a new run"):
+        train(asked, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(values(model), tmp_path / "other", stop_after=4)  # with a run here, training goes on
+    _, show = train(asked, tmp_path / "other", stop_after=5)
+    assert "the mirror is behind, training goes on" in show.notices
+    assert not system.exists(str(above))
+    system.mv(f"{above}-away", str(above), recursive=True)
+    _, show = train(asked, tmp_path / "run")
+    assert show.all(Began)[0].step == 6
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_new_run_beside_its_mirror_is_said(target: str, model: Path, tmp_path: Path) -> None:
+    line = f"neither {tmp_path / 'run'} nor its mirror {open_place(target).name} holds a run: a new one begins"
+    assert line in train(values(model, mirror=target), tmp_path / "run", stop_after=2)[1].notices
+    assert line not in train(values(model, mirror=target), tmp_path / "run", stop_after=3)[1].notices
+
+
 def test_controls_the_mirror_holds_what_the_run_did(whole: Path, model: Path, tmp_path: Path) -> None:
     """A control: a checkpoint in the mirror with other weights and valid digests must be noticed by the replay."""
     asked = values(model, mirror=str(tmp_path / "mirror"))
@@ -568,6 +657,29 @@ def test_controls_the_mirror_holds_what_the_run_did(whole: Path, model: Path, tm
     tamper(tmp_path / "mirror", flip_a_bit)
     with pytest.raises(CannotContinueError, match=r"step 10 does not repeat: (loss|grad_norm)"):
         train(asked, tmp_path / "run")
+
+
+def test_a_failure_does_not_make_the_mirror_read_the_whole_journal_again(tmp_path: Path) -> None:
+    """Drift is sought in what the journal gained, and found wherever it stands."""
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append({"kind": "drift", "n": 3, "text": ""})
+    passed = journal.end
+    journal.append({"kind": "step", "n": 3})
+    second = journal.end
+    journal.append({"kind": "drift", "n": 9, "text": ""})
+    assert mirror.find_drifts(journal.path) == [(0, 3), (second, 9)]
+    assert mirror.find_drifts(journal.path, passed) == [(second, 9)]
+    (tmp_path / "mirror").mkdir()
+    copy = mirror.Mirror(FolderPlace(tmp_path / "mirror"), tmp_path, "run", journal, keep=2)
+    for name in ("data.digests", "config.yaml"):
+        (tmp_path / name).write_bytes(b"")
+    copy._introduce()
+    assert copy._drifts == [(0, 3), (second, 9)]
+    journal.path.write_bytes(b"\n" * journal.end)  # what was read is not read again
+    copy.look_again()
+    copy._introduce()
+    assert copy._drifts == [(0, 3), (second, 9)]
+    copy.close()
 
 
 def test_a_long_journal_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,8 +700,10 @@ def test_a_long_journal_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(written) <= 1800 // 100 + 5
     source.write_bytes(content[9:])  # another journal: all of it is replaced
     assert there.journal_end(source) == 0
-    there.extend_journal(source, 0, len(content) - 9)
+    aside = there.extend_journal(source, 0, len(content) - 9)
     assert b"".join(map(bytes, there.journal_blocks())) == content[9:]
+    kept = sorted((tmp_path / "objects" / aside).iterdir())
+    assert b"".join(path.read_bytes() for path in kept) == content
 
 
 def test_checkpoints_are_kept_as_in_the_run(target: str, model: Path, tmp_path: Path) -> None:

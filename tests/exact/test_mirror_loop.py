@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 
@@ -28,6 +29,7 @@ def script(model: Path, mirror: str | Path, head_seed: int = 0) -> Script:
 @pytest.mark.parametrize("kind", ["folder", "memory"])
 def test_lost_after_a_stop(kind: str, model: Path, tmp_path: Path) -> None:
     mirror = tmp_path / "mirror" if kind == "folder" else f"memory://{tmp_path.name}/mirror"
+    fsspec.filesystem("memory").makedirs(f"/{tmp_path.name}", exist_ok=True)
     Script(model, schedule=one_cycle, own_generator="kept").run(tmp_path / "whole")
     script(model, mirror).run(tmp_path / "run", stop_after=12)
     shutil.rmtree(tmp_path / "run")
@@ -57,7 +59,7 @@ def test_another_loop_is_refused_before_anything_is_copied(model: Path, tmp_path
     shutil.rmtree(tmp_path / "run")
     changed = script(model, tmp_path / "mirror")
     changed.make = lambda parameters: torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.5)
-    with pytest.raises(CannotContinueError, match="weight_decay"):
+    with pytest.raises(CannotContinueError, match=r"the run in the mirror .*weight_decay.*give another mirror"):
         changed.run(tmp_path / "run")
     rows = script(model, tmp_path / "mirror")
     rows.options["data"] = [*make_rows(58)[:-1], make_rows(60)[-1]]
@@ -74,6 +76,7 @@ def test_restart(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "before-restart-mirror-0" / "run.json").exists()
     assert (tmp_path / "before-restart-run-0" / "run.json").exists()
     url = f"memory://{tmp_path.name}/objects"
+    fsspec.filesystem("memory").makedirs(f"/{tmp_path.name}", exist_ok=True)
     script(model, url).run(tmp_path / "other", stop_after=5)
     anew = script(model, url)
     anew.options["restart"] = True

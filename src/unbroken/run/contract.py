@@ -28,11 +28,19 @@ def differences(recorded: Mapping[str, Any], asked: Mapping[str, Any], prefix: s
 
 
 def require_same(
-    recorded: Contract, asked: Contract, *, run: str, origins: Mapping[str, str], fork: str | None = None
+    recorded: Contract,
+    asked: Contract,
+    *,
+    run: str,
+    origins: Mapping[str, str],
+    fork: str | None = None,
+    anew: str = "choose a new output_dir",
+    movable: bool = True,
 ) -> None:
     """Raise `CannotContinueError` listing every difference, both values, and where the new one came from.
 
-    `fork` is the command that begins a new run with the state of this one and the values asked for, if it can.
+    `fork` is the command that begins a new run with the state of this one and the values asked for, if it can; `anew`
+    says how to begin one without it, and `movable` whether --restart can.
     """
     changed = differences(recorded, asked)
     if not changed:
@@ -49,10 +57,17 @@ def require_same(
     raise CannotContinueError(
         f"{run} was started with another configuration: " + ", ".join(lines),
         why="going on would make neither the one model nor the other",
-        next_step="choose a new output_dir for a new run, "
-        + (f"`{fork}` for a new run from the state of this one, " if fork else "")
-        + "or --restart to move this run aside and start over",
+        next_step=ways_out(
+            f"{anew} for a new run", fork, "--restart to move this run aside and start over" if movable else ""
+        ),
     )
+
+
+def ways_out(anew: str, fork: str | None, restart: str) -> str:
+    """Join what can be done instead; `fork` is a command."""
+    ways = [anew, f"`{fork}` for a new run from the state of this one" if fork else "", restart]
+    *others, last = [way for way in ways if way]
+    return f"{', '.join(others)}, or {last}" if others else last
 
 
 def fork_command(run: str, changes: Mapping[str, Any]) -> str:

@@ -63,6 +63,11 @@ class Deadline:
         self._assumed_commit = num_bytes / ASSUMED_BYTES_PER_SECOND
 
     @property
+    def seconds_left(self) -> float:
+        """How long there is, less a second to end the process in; never below zero."""
+        return max(0.0, self._end - self.clock() - SPARE_SECONDS)
+
+    @property
     def leaves_a_step(self) -> bool:
         """Whether one more step and the commit after it would be done in time."""
         return self._leaves(MARGIN * (self._step + self._commit))

@@ -14,10 +14,14 @@ import yaml
 
 from unbroken.base.errors import BusyError, CannotContinueError, StorageError
 from unbroken.base.fingerprint import digest
+from unbroken.run import patience
 from unbroken.run.contract import Contract
+from unbroken.run.patience import patiently
 from unbroken.run.proof import proof
 from unbroken.run.report import Ended, Event, Mirrored, Notice
+from unbroken.run.stop import StopRequest
 from unbroken.store import files, layout
+from unbroken.store import mirror as mirror_module
 from unbroken.store.checkpoints import Checkpoints, Restored, publish_model
 from unbroken.store.journal import Journal, Mark, read_last
 from unbroken.store.lock import RunLock
@@ -28,6 +32,7 @@ from unbroken.store.run import create_run, is_run, mend_run, prepare_folder, rea
 ASIDE_PREFIX = "before-restart-"
 FORK = "fork"  # the kind of a parent whose whole state was taken over, and of the journal's first record then
 STOP_SECONDS, FINISH_SECONDS = 20.0, 600.0  # how long the mirror is waited for
+HURRIED_SECONDS = 1.0  # for its thread to end, after a stop
 
 
 class RunFolder:
@@ -42,11 +47,13 @@ class RunFolder:
         self.journal = Journal(root / layout.JOURNAL_FILE, lock.require_held)
         self.checkpoints = Checkpoints(root, document["run_id"], self.journal, keep=keep)
         self.notes: list[str] = []  # what had to be mended when it was opened, in words
+        self.stop = StopRequest()  # what ends the waiting for the mirror
         self.restored_from = ""  # the mirror, where this segment's process fetched the run from it
         self.mirror: Mirror | None = None
         if mirror is not None:
             self.mirror = Mirror(mirror, root, document["run_id"], self.journal, self.checkpoints.keep)
-            self.mirror.hold()
+            with suppress(StorageError):  # its own thread meets it, says so, and tries again
+                patiently(self.mirror.hold, mirror.name, patience.LOOK_SECONDS)
             self.checkpoints.pinned = self.mirror.pinned
 
     @classmethod
@@ -154,7 +161,9 @@ class RunFolder:
         """
         if self.mirror is None:
             return []
-        there = self.mirror.settle(STOP_SECONDS if best is None else FINISH_SECONDS, best)
+        stopping = best is None or self.stop.requested
+        seconds = min(STOP_SECONDS if stopping else FINISH_SECONDS, self.stop.deadline.seconds_left)
+        there = self.mirror.settle(seconds, best, lambda: self.stop.requested and not stopping)
         place, held = self.mirror.place.name, self.mirror.step
         if there and held == step:
             return [*self.news(), Notice(f"the mirror {place} holds step {step}")]
@@ -198,7 +207,8 @@ class RunFolder:
                 self.checkpoints.wait()
         finally:
             if self.mirror is not None:
-                self.mirror.close()
+                longest = HURRIED_SECONDS if self.stop.requested else mirror_module.CLOSE_SECONDS
+                self.mirror.close(min(longest, self.stop.deadline.seconds_left))
             self.journal.close()
             self.lock.release()
 

@@ -7,21 +7,25 @@ before that, the same command begins anew and keeps what already verifies.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.base.fingerprint import digest
+from unbroken.base.stopping import poll
+from unbroken.run import patience
+from unbroken.run.patience import patiently
 from unbroken.run.report import Notice, Reporter
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
-from unbroken.store.journal import Journal, read_last, read_records
-from unbroken.store.manifest import ForeignError
+from unbroken.store.journal import Journal, Mark, proves, read_last, read_records
+from unbroken.store.manifest import ForeignError, Manifest
 from unbroken.store.mirror import abandoned, belongs, find_drifts
 from unbroken.store.place import (
     FolderPlace,
     Place,
+    byte_range,
     checkpoint_path,
     copy_checkpoint,
     open_place,
@@ -59,7 +63,7 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
     """
     if local is not None:
         try:
-            if belongs(place, local["run_id"]) and restart:
+            if patiently(lambda: belongs(place, local["run_id"]), place.name, patience.LOOK_SECONDS) and restart:
                 _require_movable(place)
         except CannotContinueError:
             raise
@@ -68,9 +72,7 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
                 raise
         return None
     try:
-        document = place.document()
-        if document is None:
-            belongs(place, "")  # or there are files of someone else
+        document = patiently(lambda: _look(place), place.name, patience.LOOK_SECONDS)
     except StorageError as failure:
         raise StorageError(
             failure.what,
@@ -81,6 +83,18 @@ def run_in_mirror(place: Place, root: Path, local: Mapping[str, Any] | None, *, 
         _require_movable(place)
         return None
     return document
+
+
+def _look(place: Place) -> dict[str, Any] | None:
+    document = place.document()
+    if document is None:
+        belongs(place, "")  # or there are files of someone else
+    return document
+
+
+def say_new(root: Path, place: Place, report: Reporter) -> None:
+    """Say that a run begins: to whom expected one to go on, the mirror's address is wrong or its disk not mounted."""
+    report(Notice(f"neither {root} nor its mirror {place.name} holds a run: a new one begins"))
 
 
 def _require_movable(place: Place) -> None:
@@ -114,7 +128,7 @@ def restore_run(root: Path, place: Place, document: Mapping[str, Any]) -> list[s
         if is_run(root):  # another process was faster
             return []
         files.replace_file(root / layout.RESTORING_FILE, b"")
-        files.replace_with(root / layout.JOURNAL_FILE, place.journal_blocks())
+        files.replace_with(root / layout.JOURNAL_FILE, _polled(place.journal_blocks()))
         step, notes = fetch_newest(local, place, run_id, -1)
         if not local.steps() and (place.steps() or _knows_of_commits(root)):
             raise CannotContinueError(
@@ -122,7 +136,9 @@ def restore_run(root: Path, place: Place, document: Mapping[str, Any]) -> list[s
                 why="; ".join(notes) or "they are gone",
                 next_step="put an intact copy back into it, or begin anew with another output_dir and mirror",
             )
-        _reopen(root, step, place.name)
+        journal = Journal(root / layout.JOURNAL_FILE)
+        _reopen(journal, step, place.name)
+        journal.close()
         for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE):
             local.put(file, read(place, file))
         local.put(layout.RUN_FILE, encode_run(document))  # its copy is written when the run is opened
@@ -132,19 +148,86 @@ def restore_run(root: Path, place: Place, document: Mapping[str, Any]) -> list[s
         local.release()
 
 
-def catch_up(root: Path, place: Place, run_id: str) -> tuple[int | None, list[str]]:
-    """Fetch the mirror's newest good checkpoint if it is newer than every good one the run at `root` has.
+def catch_up(journal: Journal, place: Place, run_id: str) -> tuple[int | None, list[str]]:
+    """Fetch the mirror's newest good checkpoint if it is newer than every good one the run has, and its journal.
 
     For the process that holds the run. Returns the step fetched, if one was, and what was passed over, in words.
     """
-    local = FolderPlace(root)
+    local = FolderPlace(journal.path.parent)
     try:
         newest = max(place.steps(), default=-1)
         if newest <= _newest_good(local, run_id, above=newest):
             return None, []
-        return fetch_newest(local, place, run_id, _newest_good(local, run_id))
+        above = _newest_good(local, run_id)
+        offered, notes = _offered(place, run_id, above, find_drifts(journal.path))
+        if not offered:
+            return None, notes
+        joined, earlier = _join_journal(journal, place, offered[0].journal)
+        step = None
+        try:
+            step, notes = fetch_newest(local, place, run_id, above)
+        finally:
+            if step is None and earlier is not None:
+                journal.take_over(earlier)
     except StorageError as failure:
-        return None, [f"the mirror could not be looked at: {failure}"]
+        return None, [f"nothing was fetched from the mirror {place.name}: {failure}"]
+    if step is not None and joined:
+        _reopen(journal, step, place.name)
+        kept = f"; the one that was here has grown apart from it and is kept as {earlier.name}" if earlier else ""
+        notes.append(f"the journal was fetched from the mirror too{kept}")
+    return step, notes
+
+
+def _join_journal(journal: Journal, place: Place, mark: Mark) -> tuple[bool, Path | None]:
+    """Take the mirror's journal over if it proves what came before `mark` and the one here does not.
+
+    Returns whether it was, and where the one that was here is kept: nowhere if it is the beginning of the other.
+    Raises `StorageError` if drift was accepted here that the mirror does not know of.
+    """
+    if journal.proves(mark):
+        return False, None
+    new = journal.path.with_name(f"{layout.UNFINISHED_PREFIX}{journal.path.name}-{files.nonce()}")
+    try:
+        files.create_file(new, _polled(place.journal_blocks()))
+        if not proves(new, mark):
+            return False, None
+        if not set(find_drifts(journal.path)) <= set(find_drifts(new)):
+            raise StorageError("it knows nothing of the drift that was accepted here")
+        poll()
+        return True, journal.take_over(new, "" if _begins(new, journal.path) else layout.EARLIER_PREFIX)
+    finally:
+        files.discard(new)
+
+
+def _begins(longer: Path, path: Path) -> bool:
+    """Return whether a file begins with all that another holds."""
+    size = path.stat().st_size
+    pairs = zip(byte_range(longer, 0, size), byte_range(path, 0, size), strict=False)
+    return size <= longer.stat().st_size and all(one == other for one, other in pairs)
+
+
+def _polled(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    for block in blocks:
+        poll()
+        yield block
+
+
+def _offered(
+    place: Place, run_id: str, above: int, drifts: Collection[tuple[int, int]]
+) -> tuple[list[Manifest], list[str]]:
+    """Return the manifests of what may be fetched, the newest first, and in words what may not."""
+    found, notes = list[Manifest](), list[str]()
+    for step in sorted((step for step in place.steps() if step > above), reverse=True):
+        try:
+            manifest, _ = read_marker(place, step, run_id)
+        except ForeignError as foreign:
+            notes.append(f"{foreign.what}; it was left alone")
+        except DamagedError as damage:
+            notes.append(f"checkpoint of step {step} in the mirror: {damage.what}; passed over")
+        else:
+            if not abandoned(manifest, drifts):
+                found.append(manifest)
+    return found, notes
 
 
 def fetch_newest(local: FolderPlace, place: Place, run_id: str, above: int) -> tuple[int | None, list[str]]:
@@ -152,20 +235,14 @@ def fetch_newest(local: FolderPlace, place: Place, run_id: str, above: int) -> t
 
     Every byte is compared with the manifest before the checkpoint has its name here.
     """
-    notes: list[str] = []
-    drifts = find_drifts(local.root / layout.JOURNAL_FILE)
-    for step in sorted((step for step in place.steps() if step > above), reverse=True):
+    offered, notes = _offered(place, run_id, above, find_drifts(local.root / layout.JOURNAL_FILE))
+    for step in [manifest.step for manifest in offered]:
         try:
-            manifest, _ = read_marker(place, step, run_id)
-            if abandoned(manifest, drifts):
-                continue
-            copy_checkpoint(place, local, step, run_id, digests=True)
+            copy_checkpoint(place, local, step, run_id, poll, digests=True)
             best = json.loads(read(local, checkpoint_path(step, layout.SEGMENT_FILE)))["best"]
             if best is not None:
-                copy_checkpoint(place, local, best["step"], run_id, digests=True)
-        except ForeignError as foreign:
-            notes.append(f"{foreign.what}; it was left alone")
-        except DamagedError as damage:
+                copy_checkpoint(place, local, best["step"], run_id, poll, digests=True)
+        except (DamagedError, ForeignError) as damage:
             notes.append(f"checkpoint of step {step} in the mirror: {damage.what}; passed over")
             if step in local.steps():  # whole, but of no use without the best one
                 local.clear(step)
@@ -174,14 +251,12 @@ def fetch_newest(local: FolderPlace, place: Place, run_id: str, above: int) -> t
     return None, notes
 
 
-def _reopen(root: Path, step: int | None, name: str) -> None:
+def _reopen(journal: Journal, step: int | None, name: str) -> None:
     """Have a run that was finished make its last steps again where the checkpoint of the last one is not to be had."""
-    last = read_last(root / layout.JOURNAL_FILE)
+    last = read_last(journal.path)
     if last is not None and last["kind"] == "finish" and last["n"] != step:
-        journal = Journal(root / layout.JOURNAL_FILE)
         journal.append({"kind": "restored", "n": step or 0, "from": name})
         journal.sync()
-        journal.close()
 
 
 def _newest_good(local: FolderPlace, run_id: str, above: int = -1) -> int:
@@ -204,14 +279,18 @@ def _knows_of_commits(root: Path) -> bool:
 def bring_here(root: Path, place: Place, document: Mapping[str, Any], report: Reporter) -> str:
     """Restore the run from its mirror, as `restore_run` does, saying so; return the mirror's name."""
     report(Notice(f"{root} is not here; the mirror {place.name} holds the run: restoring it"))
-    for text in restore_run(root, place, document):
+    for text in patiently(lambda: restore_run(root, place, document), place.name, patience.STALL_SECONDS):
         report(Notice(text))
     return place.name
 
 
-def bring_newer(root: Path, place: Place, run_id: str, report: Reporter) -> str:
+def bring_newer(journal: Journal, place: Place, run_id: str, report: Reporter) -> str:
     """Fetch what `catch_up` fetches, saying so; return the mirror's name if something was, else nothing."""
-    step, notes = catch_up(root, place, run_id)
+    try:
+        patiently(place.steps, place.name, patience.LOOK_SECONDS)
+        step, notes = patiently(lambda: catch_up(journal, place, run_id), place.name, patience.STALL_SECONDS)
+    except StorageError as failure:
+        step, notes = None, [f"nothing was fetched from the mirror {place.name}: {failure}"]
     for text in notes:
         report(Notice(text))
     if step is None:

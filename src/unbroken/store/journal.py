@@ -30,6 +30,7 @@ from unbroken.store.files import (
     refusals,
     replace_file,
     sync_folder,
+    take_place,
     write_fully,
 )
 from unbroken.store.layout import TORN_PREFIX
@@ -116,6 +117,15 @@ def read_last(path: Path) -> dict[str, Any] | None:
             if block >= size:
                 return None
             block *= 4
+
+
+def proves(path: Path, mark: Mark) -> bool:
+    """Return whether the file holds every record before `mark`, undamaged and in order. Reads all of them."""
+    place, damaged = START, list[str]()
+    for _, place in _walk(path, START, damaged):
+        if damaged or place.offset >= mark.offset:
+            break
+    return not damaged and (place == mark or mark == START)
 
 
 class Journal:
@@ -206,11 +216,26 @@ class Journal:
 
     def proves(self, mark: Mark) -> bool:
         """Return whether every record before `mark` is still there, undamaged and in order. Reads all of them."""
-        place, damaged = START, list[str]()
-        for _, place in _walk(self.path, START, damaged):
-            if damaged or place.offset >= mark.offset:
-                break
-        return not damaged and (place == mark or mark == START)
+        return proves(self.path, mark)
+
+    def take_over(self, new: Path, keep: str = "") -> Path | None:
+        """Hold the records of `new`, a durable file beside this one, under this name from now on.
+
+        Those of before are kept under a name that begins with `keep`, which is returned, or dropped without one. At
+        every instant the name is that of the one or of the other. Raises `StorageError`.
+        """
+        self.require_held()
+        with self._turn:
+            kept = take_place(new, self.path, keep) if keep else None
+            if kept is None:
+                with refusals("replace", self.path):
+                    os.replace(new, self.path)
+                sync_folder(self.path.parent)
+            self.close()
+            self._handle, self._known = open_append(self.path), START
+            self._torn = self._suspect = False
+            self._end = self._cut_torn_tail()
+        return kept
 
     def close(self) -> None:
         """Give the file back. Nothing is lost by not calling it."""

@@ -32,7 +32,7 @@ BROKEN_PREFIX = ".broken-"  # a checkpoint or a run.json that failed its checks;
 DRIFTED_PREFIX = ".drifted-"  # a checkpoint of steps that were done again with other results, as was accepted
 FOREIGN_PREFIX = ".foreign-"  # another run's checkpoint that stood where ours had to go
 TORN_PREFIX = "journal.torn-"  # an unfinished last record cut from the journal
-EARLIER_PREFIX = ".earlier-"  # in a mirror: a journal that is not the beginning of the run's
+EARLIER_PREFIX = ".earlier-"  # a journal that has grown apart from the one the run goes on with, here or in a mirror
 RESTORING_FILE = ".restoring"  # there while a run is fetched from its mirror
 MIRRORING_FILE = ".mirroring"  # in a mirror that holds no checkpoint yet, and no run.json therefore
 

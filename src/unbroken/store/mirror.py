@@ -7,23 +7,35 @@ said once and tried again, later and later, and at the end.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from unbroken.base.errors import BusyError, CannotContinueError, StorageError, UnbrokenError
+from unbroken.base.stopping import interruptible
 from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.journal import Journal, decode_line
 from unbroken.store.manifest import ForeignError, Manifest
-from unbroken.store.place import BEGUN, FolderPlace, Place, copy_checkpoint, read, read_marker, verified
+from unbroken.store.place import (
+    BEGUN,
+    FolderPlace,
+    Place,
+    checkpoint_path,
+    copy_checkpoint,
+    read,
+    read_marker,
+    verified,
+)
 from unbroken.store.run import encode_run
 
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 600.0  # seconds until a place that refused is tried again
 JOURNAL_SECONDS = 10.0  # how old the copy of the journal may get between two commits
 CLOSE_SECONDS = 5.0
+PULSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,11 @@ class Mirror:
         self._under_way: tuple[int, frozenset[int]] | None = None
         self._finished: int | None = None  # the step whose model is the run's, once it has one
         self._news: list[Mirrored | str] = []
-        self._sound: set[int] = set()  # steps this process copied
+        self._there: set[int] = set()  # steps this process copied, or found there
+        self._sound: set[int] = set()  # those of them whose every byte it wrote or compared
+        self._best: dict[int, set[int]] = {}  # by step, what its checkpoint names as the best
+        self._drifts: list[tuple[int, int]] = []
+        self._drifts_end = 0  # how much of the journal they were sought in
         self._journal_end: int | None = None  # how much of the journal is there
         self._introduced = self._leaving = False
         self._urgent = self._hurried = self._settled = (
@@ -97,22 +113,24 @@ class Mirror:
         with self._turn:
             self._introduced = False
 
-    def settle(self, seconds: float, finished: int | None = None) -> bool:
+    def settle(self, seconds: float, finished: int | None = None, leave: Callable[[], bool] = lambda: False) -> bool:
         """Wait until all that was offered, and the journal, is there, or an attempt failed, or `seconds` are over.
 
-        `finished` is the step whose model is the run's. Returns whether everything is there.
+        `finished` is the step whose model is the run's. Returns whether everything is there; soon once `leave` is true.
         """
+        end = time.monotonic() + seconds
         with self._turn:
             if self._thread is None:
                 return False
             self._finished, self._urgent, self._settled = finished, True, False
             self._turn.notify_all()
-            self._turn.wait_for(lambda: not self._urgent, seconds)
+            while self._urgent and (rest := end - time.monotonic()) > 0 and not leave():
+                self._turn.wait(min(rest, PULSE_SECONDS))
             self._urgent = False
             return self._settled
 
-    def close(self) -> None:
-        """End the thread, within a few seconds; a copy under way is left unfinished."""
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """End the thread, within `seconds`; a copy under way is left unfinished."""
         with self._turn:
             self._leaving = True
             self._turn.notify_all()
@@ -120,13 +138,14 @@ class Mirror:
         if thread is None:
             self.place.release()
         else:
-            thread.join(CLOSE_SECONDS)  # it gives the place back itself: it may still be waiting for an answer
+            thread.join(seconds)  # it gives the place back itself: it may still be waiting for an answer
 
     def _work(self) -> None:
         try:
             while self._next():
                 try:
-                    self._copy()
+                    with interruptible(self._tick):  # what is read here to be compared, too
+                        self._copy()
                 except _LeavingError:
                     break
                 except UnbrokenError as failure:
@@ -162,9 +181,13 @@ class Mirror:
             wanted, finished = self._under_way, self._finished
         if wanted is not None:
             step, spared = wanted
-            for each in [*sorted(spared & set(self._source.steps()) - {step} - self._sound), step]:
-                copy_checkpoint(self._source, self.place, each, self._run_id, self._tick)
-                self._sound.add(each)
+            for each in [*sorted(spared & set(self._source.steps()) - {step} - self._there), step]:
+                written = copy_checkpoint(self._source, self.place, each, self._run_id, self._tick, digests=True)
+                self._there.add(each)
+                if written or self.place.near:
+                    self._sound.add(each)
+                if written:
+                    self._best.pop(each, None)
             self._become_run()
             self._arrived(Mirrored(step, time.perf_counter() - began))
             self._retire(spared)
@@ -184,12 +207,16 @@ class Mirror:
             self.place.put(layout.MIRRORING_FILE, self._run_id.encode())
             for file in (layout.DATA_DIGESTS_FILE, layout.CONFIG_FILE):
                 self.place.put(file, read(self._source, file))
-        drifts = find_drifts(self._journal.path)
-        for step in self.place.steps() if drifts else []:
+        end = self._journal.end
+        self._drifts += find_drifts(self._journal.path, self._drifts_end)
+        self._drifts_end = end
+        for step in self.place.steps() if self._drifts else []:
             manifest = self._marker(step)
-            if manifest is not None and abandoned(manifest, drifts):
+            if manifest is not None and abandoned(manifest, self._drifts):
                 self.place.remove(step)
+                self._there.discard(step)
                 self._sound.discard(step)
+                self._best.pop(step, None)
 
     def _become_run(self) -> None:
         """Make the place a run, once it holds a checkpoint: before that there is nothing to go on from."""
@@ -206,9 +233,15 @@ class Mirror:
             self._journal_end = self.place.journal_end(self._journal.path)
         if self._journal_end != end:
             held, self._journal_end = self._journal_end, None  # unknown until it is done
-            self.place.extend_journal(self._journal.path, held, end)
+            aside = self.place.extend_journal(self._journal.path, held, end)
+            if aside:
+                self._say(f"the mirror {self.place.name} held a journal that is not this run's beginning: see {aside}")
         self._journal_end = end
         self._journal_at = time.monotonic() + JOURNAL_SECONDS
+
+    def _say(self, text: str) -> None:
+        with self._turn:
+            self._news.append(text)
 
     def _arrived(self, news: Mirrored) -> None:
         with self._turn:
@@ -219,8 +252,11 @@ class Mirror:
             self._news.append(news)
 
     def _retire(self, spared: frozenset[int]) -> None:
-        """Keep the newest checkpoints this process copied, and all until there are enough; sweep unfinished ones."""
-        kept = 0
+        """Keep the newest checkpoints known to be sound, and all until there are enough; sweep unfinished ones.
+
+        With each goes the one that was the best by then: neither can be restored without the other.
+        """
+        kept, needed = 0, set(spared)
         for step in reversed(self.place.steps()):
             self._tick()
             if step not in self._sound and self._marker(step) is None:
@@ -228,8 +264,19 @@ class Mirror:
                     self.place.remove(step)
             elif kept < self._keep:
                 kept += step in self._sound
-            elif step not in spared:
+                needed |= self._best_by(step)
+            elif step not in needed:
                 self.place.remove(step)
+
+    def _best_by(self, step: int) -> set[int]:
+        """Return the step a checkpoint in the place names as the best so far; nothing if none or it cannot be told."""
+        if step not in self._best:
+            try:
+                best = json.loads(read(self.place, checkpoint_path(step, layout.SEGMENT_FILE)))["best"]
+                self._best[step] = {best["step"]} if best else set()
+            except (DamagedError, ValueError, KeyError, TypeError):
+                return set()
+        return self._best[step]
 
     def _marker(self, step: int) -> Manifest | None:
         try:
@@ -278,10 +325,12 @@ class _LeavingError(StorageError):
 def belongs(place: Place, run_id: str) -> bool:
     """Return whether the place holds this run; False if it is free for it.
 
-    Raises `CannotContinueError` if it holds another run, or files of someone else.
+    Raises `CannotContinueError` if it holds another run, or files of someone else, and `StorageError` if it could not
+    be made where it is to lie.
     """
     document = place.document()
     if document is None:
+        place.require_home()
         names = place.names()
         ours = {layout.HOLDER_FILE} | (BEGUN if layout.MIRRORING_FILE in names else set())
         foreign = [name for name in names if name not in ours and not name.startswith(".")]
@@ -302,10 +351,11 @@ def belongs(place: Place, run_id: str) -> bool:
     return True
 
 
-def find_drifts(journal: Path) -> list[tuple[int, int]]:
-    """Return where in a journal drift was accepted: (place in bytes, first step that came out differently)."""
-    found, offset = [], 0
+def find_drifts(journal: Path, start: int = 0) -> list[tuple[int, int]]:
+    """Return where in a journal, from a line on, drift was accepted: (place in bytes, first step that differed)."""
+    found, offset = [], start
     with journal.open("rb") as file:
+        file.seek(start)
         for line in file:
             record = decode_line(line) if b'"drift"' in line else None
             if record is not None and record["kind"] == "drift":

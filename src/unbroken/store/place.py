@@ -41,6 +41,7 @@ class Place(Protocol):
 
     name: str
     movable: bool  # whether a whole run in it can be renamed
+    near: bool  # whether `lacks` compares digests when asked to
 
     def hold(self) -> None:
         """Keep other processes out, where the place can. Raises `BusyError` if one is in it."""
@@ -50,6 +51,9 @@ class Place(Protocol):
 
     def document(self) -> dict[str, Any] | None:
         """Return the document of the run that is here, as `read_run` does; None if there is none."""
+
+    def require_home(self) -> None:
+        """Raise `StorageError` if what the place would be made in is not there: a disk that is not mounted, say."""
 
     def names(self) -> list[str]:
         """Return the names of the files and folders that lie here."""
@@ -84,8 +88,11 @@ class Place(Protocol):
     def journal_end(self, local: Path) -> int:
         """Return how many bytes of `local` are here already; 0 if what is here is something else."""
 
-    def extend_journal(self, local: Path, held: int, end: int) -> None:
-        """Hold the first `end` bytes of `local`, `held` of which are here already."""
+    def extend_journal(self, local: Path, held: int, end: int) -> str:
+        """Hold the first `end` bytes of `local`, `held` of which are here already.
+
+        With none held, a journal that is here is another one: it is kept, and the name it has then returned.
+        """
 
     def journal_blocks(self) -> Iterator[bytes | memoryview]:
         """Yield the journal from its beginning, as far as it is here."""
@@ -155,17 +162,18 @@ def verified(place: Place, step: int, tick: Tick) -> Blocks:
 
 def copy_checkpoint(
     source: Place, target: Place, step: int, run_id: str, tick: Tick = lambda: None, *, digests: bool = False
-) -> Manifest:
-    """Make `target` hold the checkpoint that `source` holds, every byte compared on the way; return its manifest.
+) -> bool:
+    """Make `target` hold the checkpoint that `source` holds, every byte compared on the way; return if it was written.
 
     One that is there already is left, if its files are there too (with `digests`: are as they were written).
     Raises `DamagedError` if the source's is not whole, and `StorageError`.
     """
     manifest, marker = read_marker(source, step, run_id)
-    if not _stands(target, manifest, digests=digests):
-        target.clear(step)
-        target.put_checkpoint(manifest, marker, verified(source, step, tick))
-    return manifest
+    if _stands(target, manifest, digests=digests):
+        return False
+    target.clear(step)
+    target.put_checkpoint(manifest, marker, verified(source, step, tick))
+    return True
 
 
 def _stands(place: Place, manifest: Manifest, *, digests: bool) -> bool:
@@ -179,7 +187,7 @@ def _stands(place: Place, manifest: Manifest, *, digests: bool) -> bool:
 class FolderPlace:
     """A folder: a run in every respect, written with the same care."""
 
-    movable = True
+    movable = near = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -188,8 +196,9 @@ class FolderPlace:
         self._lock: RunLock | None = None
 
     def hold(self) -> None:
-        """Take the run's lock in the folder, made now if it is not there."""
+        """Take the run's lock in the folder, made now if it is not there, but not what it lies in."""
         if self._lock is None:
+            self.require_home()
             files.make_folders(self.root)
             lock = RunLock(self.root)
             lock.acquire()
@@ -204,6 +213,11 @@ class FolderPlace:
     def document(self) -> dict[str, Any] | None:
         """As `read_run`."""
         return read_run(self.root)
+
+    def require_home(self) -> None:
+        """Look for the folder, or the one above it."""
+        if not self.root.exists() and not self.root.parent.is_dir():
+            raise unmounted(self.name, str(self.root.parent))
 
     def names(self) -> list[str]:
         """Return what the folder holds. Raises `ConfigError` if it is a file."""
@@ -234,6 +248,8 @@ class FolderPlace:
 
     def put_checkpoint(self, manifest: Manifest, marker: bytes, blocks: Blocks) -> None:
         """Write aside, sync, rename, sync: afterwards it is there for good."""
+        if not self.root.is_dir():
+            raise unmounted(self.name, self.name)
         files.make_folders(self._home)
         files.sweep(self._home, (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX))
         final = self._folder(manifest.step)
@@ -278,11 +294,17 @@ class FolderPlace:
         mine = b"".join(map(bytes, byte_range(self.root / layout.JOURNAL_FILE, start, size)))
         return size if mine == b"".join(map(bytes, byte_range(local, start, size))) else 0
 
-    def extend_journal(self, local: Path, held: int, end: int) -> None:
-        """Append, and sync; what is here and is another journal is moved aside first."""
+    def extend_journal(self, local: Path, held: int, end: int) -> str:
+        """Append, and sync; another journal changes places with the new one."""
         path = self.root / layout.JOURNAL_FILE
         if held == 0 and path.exists() and path.stat().st_size:
-            files.set_aside(path, layout.EARLIER_PREFIX)
+            new = path.with_name(f"{layout.UNFINISHED_PREFIX}{path.name}-{files.nonce()}")
+            try:
+                files.create_file(new, byte_range(local, 0, end))
+                return files.take_place(new, path, layout.EARLIER_PREFIX).name
+            except BaseException:
+                files.discard(new)
+                raise
         handle = files.open_append(path)
         try:
             with files.refusals("append to", path):
@@ -293,6 +315,7 @@ class FolderPlace:
         finally:
             with suppress(OSError):
                 os.close(handle)
+        return ""
 
     def journal_blocks(self) -> Iterator[bytes | memoryview]:
         """Yield the file; nothing if there is none."""
@@ -301,6 +324,15 @@ class FolderPlace:
 
     def _folder(self, step: int) -> Path:
         return self._home / layout.checkpoint_name(step)
+
+
+def unmounted(name: str, missing: str) -> StorageError:
+    """Return the failure to find what a mirror lies in."""
+    return StorageError(
+        f"the mirror {name} cannot be reached: {missing} is not there",
+        why="a disk that is not mounted looks like this, and a copy made now would lie elsewhere",
+        next_step=f"mount it, or make {missing}",
+    )
 
 
 def steps_among(names: Iterable[str]) -> list[int]:

@@ -7,7 +7,7 @@ few MiB, each named by the byte it begins at, only the last of which is ever wri
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,14 @@ from unbroken.base.errors import ConfigError, StorageError, UnbrokenError
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
 from unbroken.store.manifest import Manifest
-from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among
+from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among, unmounted
 from unbroken.store.run import decode_run
 
 
 class UrlPlace:
     """A place fsspec reaches: an object store, another machine."""
 
-    movable = False
+    movable = near = False
 
     def __init__(self, url: str) -> None:
         self.name = url.rstrip("/")
@@ -53,6 +53,14 @@ class UrlPlace:
         if layout.RUN_FILE not in self._names():
             return None
         return decode_run(read(self, layout.RUN_FILE), f"{self.name}/{layout.RUN_FILE}")
+
+    def require_home(self) -> None:
+        """Look for the URL, the folder above it, or in an object store, which has no folders, the bucket."""
+        above = self._root.rpartition("/")[0] if self._root.startswith("/") else self._root.partition("/")[0]
+        self._forget()
+        with self._talking("look at", ".."), suppress(PermissionError):  # a key may be for its own prefix alone
+            if above and not self._system.exists(self._root) and not self._system.exists(above):
+                raise unmounted(self.name, above)
 
     def names(self) -> list[str]:
         """Return what lies directly under the URL."""
@@ -128,19 +136,22 @@ class UrlPlace:
         mine = read(self, _piece(start))
         return start + len(mine) if mine == b"".join(map(bytes, byte_range(local, start, start + len(mine)))) else 0
 
-    def extend_journal(self, local: Path, held: int, end: int) -> None:
-        """Write the last piece again, longer, and new ones behind it."""
-        pieces = self._pieces() if held else []
-        start = pieces[-1] if pieces else 0
-        written = set(pieces)
+    def extend_journal(self, local: Path, held: int, end: int) -> str:
+        """Write the last piece again, longer, and new ones behind it; the pieces of another journal are copied first.
+
+        At every instant the pieces that can be read in order are a beginning of the one journal or of the other.
+        """
+        pieces, aside = self._pieces(), ""
+        if pieces and not held:
+            aside = self._copy_pieces(pieces)
+            for stale in reversed(pieces[1:]):
+                self.drop(_piece(stale))
+        start = pieces[-1] if held and pieces else 0
         while start < end:
             stop = min(start + PIECE_BYTES, end)
             self._write(_piece(start), byte_range(local, start, stop))
-            written.add(start)
             start = stop
-        for stale in set(self._pieces()) - written:
-            with self._talking("remove", _piece(stale)):
-                self._system.rm_file(self._at(_piece(stale)))
+        return aside
 
     def journal_blocks(self) -> Iterator[bytes | memoryview]:
         """Yield the pieces in order, up to the first that is missing."""
@@ -171,6 +182,15 @@ class UrlPlace:
         names = (str(entry).rstrip("/") for entry in entries)
         return sorted({name.rpartition("/")[2] for name in names if name != where})
 
+    def _copy_pieces(self, pieces: list[int]) -> str:
+        """Copy the journal to a name that is free, which is returned."""
+        names, number = set(self._names()), 0
+        while (folder := f"{layout.EARLIER_PREFIX}{layout.JOURNAL_FOLDER}-{number}") in names:
+            number += 1
+        for start in pieces:
+            self._write(_piece(start, folder), self.blocks(_piece(start)))
+        return folder
+
     def _pieces(self) -> list[int]:
         names = (name.removesuffix(layout.PIECE_SUFFIX) for name in self._names(layout.JOURNAL_FOLDER))
         return sorted(int(name) for name in names if name.isascii() and name.isdigit())
@@ -200,5 +220,5 @@ class UrlPlace:
             ) from failure
 
 
-def _piece(start: int) -> str:
-    return f"{layout.JOURNAL_FOLDER}/{start:015d}{layout.PIECE_SUFFIX}"
+def _piece(start: int, folder: str = layout.JOURNAL_FOLDER) -> str:
+    return f"{folder}/{start:015d}{layout.PIECE_SUFFIX}"

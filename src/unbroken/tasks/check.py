@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from unbroken.base.errors import BusyError, CannotContinueError, UnbrokenError
 from unbroken.run import contract
 from unbroken.run.findings import Section
-from unbroken.run.mirroring import mirror_of, row_digests_in, run_in_mirror
+from unbroken.run.mirroring import mirror_of, run_in_mirror
 from unbroken.run.preflight import (
     Demand,
     existing_ancestor,
@@ -229,7 +229,7 @@ def _mirror(
         then = resolve_config(request, there)
         recorded, prepared = dict(there["contract"]), task.prepare(then, None)
         asked = compose_contract(then, prepared, resolve_threads(then, recorded), then.device)
-        check_contract(root, recorded, asked, prepared, then, request.origins, row_digests_in(place))
+        check_contract(root, recorded, asked, prepared, then, request.origins, place)
     values = {
         "place": place.name,
         "newest_step": steps[-1] if steps else "none",

@@ -16,7 +16,9 @@ from unbroken.base.reading import read_document
 from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
+from unbroken.run.mirroring import row_digests_in
 from unbroken.store import layout
+from unbroken.store.place import FolderPlace, Place
 from unbroken.store.run import read_run
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.task import Prepared
@@ -66,25 +68,28 @@ def check_contract(
     prepared: Prepared,
     config: TrainingConfig,
     origins: Mapping[str, str],
-    row_digests: bytes | None = None,
+    mirror: Place | None = None,
 ) -> None:
     """Raise `CannotContinueError` unless this is the run it was; changed data name the first differing row.
 
-    Where a fork is a way out, its command is given. `row_digests` are those it was started with where they do not lie
-    in `root` (its mirror's).
+    Where a fork is a way out, its command is given. `mirror` is where the run lies if it does not lie in `root` yet.
     """
-    fork = fork_for(root, recorded, asked, config) if row_digests is None else None
+    there = root if mirror is None else mirror.root if isinstance(mirror, FolderPlace) else None
+    fork = None if there is None else fork_for(there, recorded, asked, config)
+    name, anew, movable, row_digests = str(root), "choose a new output_dir", True, None
+    if mirror is not None:
+        name, anew, movable = f"the run in the mirror {mirror.name}", "give another mirror", mirror.movable
+        row_digests = row_digests_in(mirror)
     if recorded["data"] != asked["data"]:
         source = f" ({origins['train_data']})" if "train_data" in origins else ""
         where = first_changed_row(root, prepared.row_digests, row_digests)
         raise CannotContinueError(
-            f"the training data are not those {root} was started with: "
+            f"the training data are not those {name} was started with: "
             f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
-            next_step="put the data back, choose a new output_dir, "
-            + (f"`{fork}` for a new run from the state of this one, " if fork else "")
-            + "or --restart to start over",
+            next_step="put the data back, "
+            + contract.ways_out(anew, fork, "--restart to start over" if movable else ""),
         )
-    contract.require_same(recorded, asked, run=str(root), origins=origins, fork=fork)
+    contract.require_same(recorded, asked, run=name, origins=origins, fork=fork, anew=anew, movable=movable)
 
 
 def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, config: TrainingConfig) -> str | None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbroken.base.config import merge
-from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.run import contract
+from unbroken.run.mirroring import mirror_of
+from unbroken.run.patience import LOOK_SECONDS, patiently
 from unbroken.run.preflight import require_space
 from unbroken.run.report import Notice, Reporter, plain
 from unbroken.store import layout
+from unbroken.store.mirror import belongs
 from unbroken.tasks.common import TrainingConfig
 from unbroken.tasks.contract import FIXED, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.meaning import Side, meaning
@@ -128,6 +132,7 @@ def _compose(root: Path, document: Mapping[str, Any], target: Path, changes: dic
             next_step=f"begin a new run from its weights: `model: {root}`",
         )
     config = resolve_config(Request(values, dict.fromkeys(values, origin)), document)
+    _require_free_mirror(config.mirror, target)
     task = find_task(config.task)
     prepared = task.prepare(config, root / layout.CACHE_FOLDER, run=root)
     recorded = document["contract"]
@@ -136,6 +141,14 @@ def _compose(root: Path, document: Mapping[str, Any], target: Path, changes: dic
     _require_fitting(root, recorded, asked)
     old = Side(task.CONFIG.from_values(before), recorded)
     return Asked(config, prepared, threads, recorded, asked, old, Side(config, asked), changed_keys(recorded, asked))
+
+
+def _require_free_mirror(mirror: str | None, target: Path) -> None:
+    """Refuse one that holds a run: `train` would. One that cannot be reached now is for `train` to meet."""
+    place = mirror_of(mirror, target)
+    if place is not None:
+        with suppress(StorageError):
+            patiently(lambda: belongs(place, ""), place.name, LOOK_SECONDS)
 
 
 def _require_fitting(root: Path, recorded: contract.Contract, asked: contract.Contract) -> None:

@@ -16,7 +16,7 @@ from torch.autograd import backward
 from torch.optim import Optimizer
 
 from unbroken.base.errors import CannotContinueError, ConfigError, FailsAgainError, StorageError, TrainingError
-from unbroken.base.stopping import StopNow
+from unbroken.base.stopping import StopNow, interruptible
 from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
@@ -24,7 +24,7 @@ from unbroken.run.deadline import Deadline
 from unbroken.run.engine import Engine, Settings
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, run_in_mirror, say_new
 from unbroken.run.preflight import require_descriptors, require_new_folder, require_ready, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
 from unbroken.run.state import State, held_tensors
@@ -132,7 +132,7 @@ class Loop:
         self._settings: Callable[[], Settings] = lambda: Settings(
             Cadence(strategy, save_steps, save_seconds), eval_steps, commit_first=True, accept_drift=accept_drift
         )
-        self._mirror = mirror_of(None if mirror is None else str(mirror), self._root)
+        self._mirror, self._anew = mirror_of(None if mirror is None else str(mirror), self._root), restart
         if restart:
             self._move_aside()
         self._check(data, fingerprint, threads)
@@ -143,11 +143,18 @@ class Loop:
         The run is held, and its state put into modules, optimizer and extras, from the first batch to the end of the
         loop. After a stop by a signal or `stop_at` this ends the process with `SystemExit`.
         """
-        folder = self._open()
+        stop = StopRequest(self._deadline)
         try:
-            engine = self._engine = Engine(
-                self._job, folder, self._settings(), self._report, StopRequest(self._deadline)
-            )
+            with stop.listening(), interruptible(stop.check):
+                folder = self._open()
+        except StopNow:
+            self._report(Notice(f"stopped before the first step ({stop.reason}); nothing is lost"))
+            if stop.exit_code:
+                sys.exit(stop.exit_code)
+            return
+        folder.stop = stop
+        try:
+            engine = self._engine = Engine(self._job, folder, self._settings(), self._report, stop)
             finished = folder.finished()
             if finished is not None:
                 engine.load(finished.step)
@@ -262,8 +269,9 @@ class Loop:
         self._digests = row_digests(data) if fingerprint is None else np.empty(0, dtype=np.uint64)
         self._contract = describe(self._job, self._optimizer, self._extras, self._digests, fingerprint)
         if recorded is not None:
-            known = row_digests_in(self._mirror) if self._fetch and self._mirror else None
-            require_unchanged(self._root, recorded, self._contract, self._digests, known)
+            require_unchanged(
+                self._root, recorded, self._contract, self._digests, self._mirror if self._fetch else None
+            )
             if not self._fetch:
                 if not is_finished(self._root):
                     require_ready(self._root, self._keep)
@@ -278,6 +286,8 @@ class Loop:
         if self._mirror and self._fetch and read_run(self._root) is None:
             fetched = bring_here(self._root, self._mirror, self._fetch, self._report)
         if read_run(self._root) is None:
+            if self._mirror and not self._anew:
+                say_new(self._root, self._mirror, self._report)
             digests, config = self._digests.astype("<u8").tobytes(), self._contract["config"]
             return RunFolder.create(
                 self._root, self._contract, config=config, keep=self._keep, row_digests=digests, mirror=self._mirror
@@ -289,9 +299,9 @@ class Loop:
         try:
             if self._mirror and not fetched:
                 run_id = folder.document["run_id"]
-                folder.restored_from = bring_newer(self._root, self._mirror, run_id, self._report)
+                folder.restored_from = bring_newer(folder.journal, self._mirror, run_id, self._report)
             require_unchanged(self._root, folder.contract, self._contract, self._digests)
-        except CannotContinueError:
+        except BaseException:
             folder.close()
             raise
         return folder

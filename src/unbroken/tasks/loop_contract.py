@@ -20,8 +20,10 @@ from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run.contract import Contract, differences
 from unbroken.run.job import Job, Phase
+from unbroken.run.mirroring import row_digests_in
 from unbroken.run.state import held_tensors
 from unbroken.store import layout
+from unbroken.store.place import Place
 from unbroken.tasks.loop_extras import encode
 
 MOST_SHOWN = 6
@@ -107,14 +109,18 @@ def describe_extra(name: str, thing: Any) -> Any:
 
 
 def require_unchanged(
-    root: Path, recorded: Contract, asked: Contract, digests: NDArray[np.uint64], known: bytes | None = None
+    root: Path, recorded: Contract, asked: Contract, digests: NDArray[np.uint64], mirror: Place | None = None
 ) -> None:
     """Raise `CannotContinueError` naming what differs from how the run was started, both values each.
 
-    `known` are the digests of its rows where they do not lie in `root` (its mirror's).
+    `mirror` is where the run lies if it does not lie in `root` yet.
     """
+    name, ways, other, known = str(root), WAYS_OUT, "choose another output_dir", None
+    if mirror is not None:
+        name, other, known = f"the run in the mirror {mirror.name}", "give another mirror", row_digests_in(mirror)
+        ways = f"undo the change, or {other} for a new run"
     if recorded.get("config", {}).get("task") != "loop":
-        raise CannotContinueError(f"{root} is a run of another kind", next_step="choose another output_dir")
+        raise CannotContinueError(f"{name} is a run of another kind", next_step=other)
     if recorded["data"] != asked["data"]:
         try:
             content = (root / layout.DATA_DIGESTS_FILE).read_bytes() if known is None else known
@@ -124,9 +130,9 @@ def require_unchanged(
         row = first_difference(before, digests) if len(before) and len(digests) else None
         where = "" if row is None else f"; the first row that differs is row {row + 1}"
         raise CannotContinueError(
-            f"the data are not those {root} was started with: {recorded['data']['examples']} rows then, "
+            f"the data are not those {name} was started with: {recorded['data']['examples']} rows then, "
             f"{asked['data']['examples']} now{where}",
-            next_step=WAYS_OUT,
+            next_step=ways,
         )
     changed = differences(recorded, asked)
     if not changed:
@@ -138,9 +144,9 @@ def require_unchanged(
     if len(changed) > MOST_SHOWN:
         lines.append(f"and {len(changed) - MOST_SHOWN} more")
     raise CannotContinueError(
-        f"{root} was started with another loop: {', '.join(lines)}",
+        f"{name} was started with another loop: {', '.join(lines)}",
         why="going on would make neither the one result nor the other",
-        next_step=WAYS_OUT,
+        next_step=ways,
     )
 
 

@@ -15,7 +15,7 @@ from unbroken.base.errors import BusyError, ConfigError, DataError, UnbrokenErro
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run.cadence import Cadence
 from unbroken.run.deadline import Deadline
-from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, row_digests_in, run_in_mirror
+from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, run_in_mirror, say_new
 from unbroken.run.preflight import (
     require_descriptors,
     require_device_memory,
@@ -164,8 +164,7 @@ def look_over(request: Request) -> Start:
     if recorded is not None:
         asked = compose_contract(config, prepared, threads, device=config.device)
         assert mirror is not None or not fetch
-        digests = row_digests_in(mirror) if mirror is not None and fetch else None
-        check_contract(root, recorded, asked, prepared, config, request.origins, digests)
+        check_contract(root, recorded, asked, prepared, config, request.origins, mirror if fetch else None)
         if not fetch and not is_finished(root):
             require_ready(root, config.save_total_limit)
     if recorded is None or fetch:
@@ -193,6 +192,8 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         moved = move_mirror_aside(start.mirror)
         if moved is not None:
             report(Notice(f"moved the earlier run's mirror to {moved}"))
+    elif start.mirror is not None:
+        say_new(start.root, start.mirror, report)
     folder = RunFolder.create(
         start.root,
         compose_contract(config, prepared, start.threads, device),
@@ -202,6 +203,7 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         row_digests=prepared.row_digests,
         mirror=start.mirror,
     )
+    folder.stop = stop
     if prepared.parent:
         report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
     try:
@@ -218,15 +220,18 @@ def _continue(start: Start, request: Request, report: Reporter, stop: StopReques
 
     fetched = ""
     if start.mirror is not None and start.fetch and start.document is not None:
-        fetched = bring_here(start.root, start.mirror, start.document, report)
+        with interruptible(stop.check):
+            fetched = bring_here(start.root, start.mirror, start.document, report)
     folder = RunFolder.open(start.root, keep=start.config.save_total_limit, mirror=start.mirror)
+    folder.stop = stop
     try:
         for text in folder.notes:
             report(Notice(text))
         if folder.document != start.document:
             raise BusyError(f"{start.root} was replaced by another process just now", next_step="look, and run again")
         if start.mirror is not None and not start.fetch:
-            fetched = bring_newer(start.root, start.mirror, folder.document["run_id"], report)
+            with set_up(folder, stop), interruptible(stop.check):
+                fetched = bring_newer(folder.journal, start.mirror, folder.document["run_id"], report)
         folder.restored_from = fetched
         finished = folder.finished()
         if finished is not None:
