@@ -28,7 +28,7 @@ PLACES = {
     "create": ("unbroken.store.run", "sweep"),
     "tokenising": ("unbroken.models.tokenizing", "Tokenizer._truncate"),
     "restore": ("unbroken.store.checkpoints", "read_checkpoint"),
-    "begin": ("unbroken.run.engine", "Replay"),
+    "begin": ("unbroken.run.engine", "resume_point"),
     "step": ("unbroken.run.stepping", "update"),
     "commit": ("unbroken.store.commit", "_fill"),
     "evaluation": ("unbroken.models.inference", "token_batches"),

@@ -113,7 +113,7 @@ class Engine:
         self._recorded = 0  # steps this segment was the first to make
         self._drifted: int | None = None
         self.segment = 0  # none has begun yet
-        self.refused = False
+        self._closed = False  # the journal says already how this segment ends
 
     def batches(self) -> Generator[Any, None, None]:
         """Yield the batch of each step that is left; `step(loss)` must follow each. Commits and evaluates between."""
@@ -180,7 +180,7 @@ class Engine:
 
     def failed(self, failure: Exception) -> None:
         """Put on record why the segment ends, as far as the disk allows; the reason itself is the caller's to tell."""
-        if self.segment and not self.refused:
+        if self.segment and not self._closed:
             text = str(failure) if isinstance(failure, UnbrokenError) else f"{type(failure).__name__}: {failure}"
             with suppress(StorageError, BusyError):
                 self.folder.journal.append({"kind": "failure", "n": self.state.step, "text": text})
@@ -196,7 +196,7 @@ class Engine:
         times = 1 + sum(earlier == record for earlier in self.replay.failures)
         self.folder.journal.append(record)
         self.folder.journal.sync()
-        self.refused = True  # the journal says why this segment ends
+        self._closed = True
         what = f"step {number} failed: {failure.what}; its batch is {rows_of(ids.tolist())}"
         if times == 1:
             return TrainingError(what, why=failure.why, next_step=failure.next_step)
@@ -268,7 +268,7 @@ class Engine:
             held = self.replay.matches(record)
         except CannotContinueError as refusal:
             if not self.settings.accept_drift:
-                self.refused = True
+                self._closed = True
                 self.folder.journal.append({"kind": "refusal", "n": record["n"], "text": str(refusal)})
                 self.folder.journal.sync()
                 raise
@@ -360,6 +360,7 @@ class Engine:
             best = self.state.best["step"] if self.state.best else step
             sums = self._publish(best)
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
+            self._closed = True  # nothing may follow on record: the run is finished by its last record
         else:
             if step < self.job.last_step and self.stop.deadline.leaves_a_canary:
                 self._take_canary()
