@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from unbroken.run import mirroring
 from unbroken.run.findings import flat
 from unbroken.run.report import Began, Ended, Event, Mirrored, Notice, Replayed, Stepped
 from unbroken.run.stop import StopRequest
-from unbroken.store import files, mirror, place, url_place
+from unbroken.store import files, mirror, place
 from unbroken.store.journal import Journal, encode_record
 from unbroken.store.place import FolderPlace, checkpoint_path, open_place
 from unbroken.tasks.check import check
@@ -682,30 +681,6 @@ def test_a_failure_does_not_make_the_mirror_read_the_whole_journal_again(tmp_pat
     copy.close()
 
 
-def test_a_long_journal_goes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was sent once is not sent again, but for the last piece."""
-    for module in (place, url_place):
-        monkeypatch.setattr(module, "PIECE_BYTES", 100)
-    source, there = tmp_path / "journal.jsonl", url_place.UrlPlace(f"local://{tmp_path}/objects")
-    content = b"".join(b"%08d\n" % number for number in range(200))
-    written: list[str] = []
-    real = url_place.UrlPlace._write
-    monkeypatch.setattr(
-        url_place.UrlPlace, "_write", lambda self, path, blocks: (written.append(path), real(self, path, blocks))[1]
-    )
-    for end in (9, 90, 126, 900, 1800):
-        source.write_bytes(content[:end])
-        there.extend_journal(source, there.journal_end(source), end)
-        assert b"".join(map(bytes, there.journal_blocks())) == content[:end]
-    assert len(written) <= 1800 // 100 + 5
-    source.write_bytes(content[9:])  # another journal: all of it is replaced
-    assert there.journal_end(source) == 0
-    aside = there.extend_journal(source, 0, len(content) - 9)
-    assert b"".join(map(bytes, there.journal_blocks())) == content[9:]
-    kept = sorted((tmp_path / "objects" / aside).iterdir())
-    assert b"".join(path.read_bytes() for path in kept) == content
-
-
 def test_checkpoints_are_kept_as_in_the_run(target: str, model: Path, tmp_path: Path) -> None:
     asked = values(model, mirror=target, save_total_limit=3)
     for after in (2, 4, 14):
@@ -721,21 +696,6 @@ def test_checkpoints_are_kept_as_in_the_run(target: str, model: Path, tmp_path: 
         manifest, _ = place.read_marker(there, step, run_id)
         assert not there.lacks(step, manifest, digests=True)
         assert b"".join(map(bytes, there.blocks(checkpoint_path(step, "state.json"))))
-
-
-def test_a_file_url_is_a_folder(tmp_path: Path) -> None:
-    """Written with all the care a folder gets, and without fsspec."""
-    there = open_place(f"file://{tmp_path}/mirror")
-    assert isinstance(there, FolderPlace)
-    assert there.root == tmp_path / "mirror"
-
-
-def test_without_fsspec(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(
-        ConfigError, match=r"s3://bucket/run needs the package fsspec; pip install 'unbroken\[mirror\]'"
-    ):
-        open_place("s3://bucket/run")
 
 
 def test_check_says_what_the_mirror_holds(target: str, model: Path, tmp_path: Path) -> None:

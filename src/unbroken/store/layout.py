@@ -36,7 +36,7 @@ EARLIER_PREFIX = ".earlier-"  # a journal that has grown apart from the one the 
 RESTORING_FILE = ".restoring"  # there while a run is fetched from its mirror
 MIRRORING_FILE = ".mirroring"  # in a mirror that holds no checkpoint yet, and no run.json therefore
 
-JOURNAL_FOLDER = "journal"  # in a mirror that cannot append: pieces, named by the byte they begin at
+JOURNAL_FOLDER = "journal"  # in a mirror that cannot append: pieces, named by the bytes they begin and end at
 PIECE_SUFFIX = ".jsonl"
 
 

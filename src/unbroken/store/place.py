@@ -22,7 +22,8 @@ from unbroken.store.run import read_run
 from unbroken.store.system import sync_file
 
 PIECE_BYTES = 4 << 20
-BEGUN = {  # what lies in a mirror, beside the mark that it was begun, before its run.json does
+BEGUN = {  # what lies in a mirror beside the mark that it was begun; its run.json perhaps, and perhaps half of it
+    layout.RUN_FILE,
     layout.DATA_DIGESTS_FILE,
     layout.CONFIG_FILE,
     layout.JOURNAL_FILE,

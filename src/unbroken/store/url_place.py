@@ -1,7 +1,8 @@
 """A mirror wherever fsspec reaches: an object store, another machine. There is no rename and no appending there.
 
 So the files of a checkpoint come first and the manifest, the commit marker, last; and the journal lies in pieces of a
-few MiB, each named by the byte it begins at, only the last of which is ever written again.
+few MiB, each named by the bytes it begins and ends at. None is ever written again: not every system that fsspec
+reaches writes a file whole or not at all. A longer piece takes the place of the last one, which is then removed.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unbroken.base.errors import ConfigError, StorageError, UnbrokenError
+from unbroken.base.errors import CannotContinueError, ConfigError, StorageError, UnbrokenError
 from unbroken.store import files, layout
 from unbroken.store.files import DamagedError
 from unbroken.store.manifest import Manifest
 from unbroken.store.place import PIECE_BYTES, Blocks, byte_range, checkpoint_path, read, steps_among, unmounted
 from unbroken.store.run import decode_run
+
+Piece = tuple[int, int]  # of the journal: the bytes it begins and ends at
 
 
 class UrlPlace:
@@ -49,10 +52,16 @@ class UrlPlace:
         """Do nothing."""
 
     def document(self) -> dict[str, Any] | None:
-        """Read and check run.json."""
-        if layout.RUN_FILE not in self._names():
+        """Read and check run.json; one cut short while the place was to become a run makes none yet."""
+        names = self._names()
+        if layout.RUN_FILE not in names:
             return None
-        return decode_run(read(self, layout.RUN_FILE), f"{self.name}/{layout.RUN_FILE}")
+        try:
+            return decode_run(read(self, layout.RUN_FILE), f"{self.name}/{layout.RUN_FILE}")
+        except CannotContinueError:
+            if layout.MIRRORING_FILE in names:
+                return None
+            raise
 
     def require_home(self) -> None:
         """Look for the URL, the folder above it, or in an object store, which has no folders, the bucket."""
@@ -129,40 +138,36 @@ class UrlPlace:
 
     def journal_end(self, local: Path) -> int:
         """Compare the last piece with the same bytes of `local`."""
-        pieces = self._pieces()
-        if not pieces:
+        chain = self._chain()
+        if not chain:
             return 0
-        start = pieces[-1]
-        mine = read(self, _piece(start))
-        return start + len(mine) if mine == b"".join(map(bytes, byte_range(local, start, start + len(mine)))) else 0
+        start, end = chain[-1]
+        return end if self._piece(chain[-1]) == b"".join(map(bytes, byte_range(local, start, end))) else 0
 
     def extend_journal(self, local: Path, held: int, end: int) -> str:
-        """Write the last piece again, longer, and new ones behind it; the pieces of another journal are copied first.
+        """Write a longer last piece, and new ones behind it; the pieces of another journal are copied and removed.
 
         At every instant the pieces that can be read in order are a beginning of the one journal or of the other.
         """
-        pieces, aside = self._pieces(), ""
-        if pieces and not held:
-            aside = self._copy_pieces(pieces)
-            for stale in reversed(pieces[1:]):
-                self.drop(_piece(stale))
-        start = pieces[-1] if held and pieces else 0
+        chain, aside = self._chain(), ""
+        if chain and not held:
+            aside = self._copy_pieces(self._pieces())
+            self._drop_pieces(self._pieces())
+            chain = []
+        start = chain[-1][0] if chain else 0
         while start < end:
             stop = min(start + PIECE_BYTES, end)
-            self._write(_piece(start), byte_range(local, start, stop))
+            if (start, stop) not in chain:
+                self._write(_piece_path((start, stop)), byte_range(local, start, stop))
             start = stop
+        chain = self._chain()
+        self._drop_pieces([piece for piece in self._pieces() if piece not in chain])
         return aside
 
     def journal_blocks(self) -> Iterator[bytes | memoryview]:
         """Yield the pieces in order, up to the first that is missing."""
-        reached = 0
-        for start in self._pieces():
-            if start > reached:
-                return
-            if start == reached:
-                for block in self.blocks(_piece(start)):
-                    reached += len(block)
-                    yield block
+        for piece in self._chain():
+            yield self._piece(piece)
 
     def _at(self, path: str) -> str:
         return f"{self._root}/{path}"
@@ -182,18 +187,40 @@ class UrlPlace:
         names = (str(entry).rstrip("/") for entry in entries)
         return sorted({name.rpartition("/")[2] for name in names if name != where})
 
-    def _copy_pieces(self, pieces: list[int]) -> str:
+    def _copy_pieces(self, pieces: list[Piece]) -> str:
         """Copy the journal to a name that is free, which is returned."""
         names, number = set(self._names()), 0
         while (folder := f"{layout.EARLIER_PREFIX}{layout.JOURNAL_FOLDER}-{number}") in names:
             number += 1
-        for start in pieces:
-            self._write(_piece(start, folder), self.blocks(_piece(start)))
+        for piece in pieces:
+            self._write(_piece_path(piece, folder), [self._piece(piece)])
         return folder
 
-    def _pieces(self) -> list[int]:
-        names = (name.removesuffix(layout.PIECE_SUFFIX) for name in self._names(layout.JOURNAL_FOLDER))
-        return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    def _drop_pieces(self, pieces: list[Piece]) -> None:
+        """Remove the last first, so that what is left can be read from the beginning."""
+        for piece in reversed(pieces):
+            self.drop(_piece_path(piece))
+
+    def _pieces(self) -> list[Piece]:
+        ends = (name.removesuffix(layout.PIECE_SUFFIX).split("-") for name in self._names(layout.JOURNAL_FOLDER))
+        return sorted((int(each[0]), int(each[1])) for each in ends if len(each) == 2 and "".join(each).isdecimal())
+
+    def _chain(self) -> list[Piece]:
+        """Return the pieces that follow on each other from the beginning, of several the longest that is whole."""
+        chain, reached = list[Piece](), 0
+        longest = sorted(self._pieces(), key=lambda piece: (piece[0], -piece[1]))
+        for start, end in longest:
+            if start == reached < end and self._size(_piece_path((start, end))) == end - start:
+                chain.append((start, end))
+                reached = end
+        return chain
+
+    def _piece(self, piece: Piece) -> bytes:
+        return read(self, _piece_path(piece))
+
+    def _size(self, path: str) -> int | None:
+        with self._talking("look at", path):
+            return int(self._system.size(self._at(path)))
 
     def _write(self, path: str, blocks: Iterable[bytes | memoryview]) -> None:
         where = self._at(path)
@@ -220,5 +247,5 @@ class UrlPlace:
             ) from failure
 
 
-def _piece(start: int, folder: str = layout.JOURNAL_FOLDER) -> str:
-    return f"{folder}/{start:015d}{layout.PIECE_SUFFIX}"
+def _piece_path(piece: Piece, folder: str = layout.JOURNAL_FOLDER) -> str:
+    return f"{folder}/{piece[0]:015d}-{piece[1]:015d}{layout.PIECE_SUFFIX}"
