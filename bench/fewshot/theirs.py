@@ -25,7 +25,7 @@ def main() -> None:
 
     marks = [spent()]
     classifier = SetFitModel.from_pretrained(model)
-    rows = {name: [json.loads(line) for line in Path(path).open()] for name, path in (("train", train), ("test", test))}
+    rows = {name: read(path) for name, path in (("train", train), ("test", test))}
     marks.append(spent())
     arguments = TrainingArguments(
         output_dir=f"{out}.run", save_strategy="no", report_to="none", show_progress_bar=False, **settings
@@ -50,6 +50,11 @@ def main() -> None:
         "predictions": predicted,
     }
     Path(out).write_text(json.dumps(result), encoding="utf-8")
+
+
+def read(path: str) -> list[dict[str, str]]:
+    """Return the rows of a file of JSON lines."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def spent() -> tuple[float, float]:

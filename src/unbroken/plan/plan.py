@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,21 @@ class Draw:
 
     epoch: int
     ids: NDArray[np.int64]
+
+
+class Draws(Protocol):
+    """What a plan of any kind offers the loop."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many examples a full batch has."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many batches make one pass."""
+
+    def draw(self, step: int) -> Draw:
+        """Return the examples of `step` (counted from 0, without end), in time that does not depend on `step`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class Plan:
         return Draw(epoch, permute(derive(self.seed, "plan", epoch), positions, self.num_examples))
 
 
-def steps_for(plan: Plan, num_epochs: float | None, max_steps: int | None) -> int:
+def steps_for(plan: Draws, num_epochs: float | None, max_steps: int | None) -> int:
     """Return how many steps a run has, as in Hugging Face's Trainer: `max_steps` if given, else the epochs' steps.
 
     A part of an epoch counts as the steps it touches. Raises `ValueError` if neither is given or none is left.

@@ -74,7 +74,7 @@ def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, sto
     engine = Engine(job, folder, settings, report, stop)
     try:
         for batch in engine.batches():
-            engine.step(job.gradients(batch, engine.steps.scope))
+            engine.step(engine.steps.gradients(batch))
     except Exception as failure:
         engine.failed(failure)
         raise
@@ -127,7 +127,7 @@ class Engine:
                 number, began = self.state.step, self.stop.deadline.clock()
                 self._draw = self.steps.draw()
                 with self.steps.scope(0):
-                    yield self.job.encode(self._draw.ids, self._draw.epoch)
+                    yield self.steps.encode(self._draw)
                 if self.state.step != number + 1:
                     raise ConfigError("the loop body ended without loop.step(loss)", why="no step was made")
                 self.stop.deadline.step_took(self.stop.deadline.clock() - began)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from unbroken.plan.plan import Plan
+from unbroken.plan.plan import Draws
 from unbroken.step.adamw import Optimizer
 from unbroken.step.gradients import Scope
 
@@ -25,17 +25,20 @@ class Phase:
 
     `trains` tells by fully qualified name which parameters move; without it each keeps its `requires_grad`.
     Without `learning_rate` the optimizer's own rate is left alone. `draws_per_step` is how many separately seeded
-    stretches (chunks, and the loss) one step has at most: it spaces the seeds of successive steps.
+    stretches (chunks, and the loss) one step has at most: it spaces the seeds of successive steps. `encode` and
+    `gradients` are the phase's own where they are not the job's.
     """
 
     name: str
     end_step: int
-    plan: Plan
+    plan: Draws
     optimizer: Callable[[Mapping[str, Parameter]], Optimizer]
     learning_rate: Callable[[int], float] | None
     trains: Callable[[str], bool] | None = None
     max_grad_norm: float | None = 1.0
     draws_per_step: int = 1
+    encode: Callable[[Any, int], Any] | None = None
+    gradients: Callable[[Any, Scope], Tensor] | None = None
 
 
 @dataclass(frozen=True)

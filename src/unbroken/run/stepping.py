@@ -65,6 +65,18 @@ class Steps:
             "learning_rate": float(rate),
         }
 
+    def encode(self, drawn: Draw) -> Any:
+        """Return the batch of the examples drawn for the next step; to be called in `scope(0)`."""
+        _, phase = self.job.phase_at(self.state.step)
+        return (phase.encode or self.job.encode)(drawn.ids, drawn.epoch)
+
+    def gradients(self, batch: Any) -> Tensor:
+        """Leave the gradients of a batch of the next step in the parameters and return the detached loss."""
+        _, phase = self.job.phase_at(self.state.step)
+        gradients = phase.gradients or self.job.gradients
+        assert gradients is not None, "a job without gradients is a user's own loop"
+        return gradients(batch, self.scope)
+
     def make(self) -> dict[str, Any]:
         """Make one whole step and return its record."""
         drawn = self.draw()
@@ -78,7 +90,6 @@ class Steps:
         return {"n": self.state.step + 1, "loss": json_number(float(loss)), "grad_norm": json_number(float(norm))}
 
     def _gradients(self, drawn: Draw) -> Tensor:
-        assert self.job.gradients is not None, "a job without gradients is a user's own loop"
         with self.scope(0):
-            batch = self.job.encode(drawn.ids, drawn.epoch)
-        return self.job.gradients(batch, self.scope)
+            batch = self.encode(drawn)
+        return self.gradients(batch)

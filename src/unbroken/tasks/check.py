@@ -29,7 +29,7 @@ from unbroken.run.summary import RunSummary, describe_run
 from unbroken.store import files
 from unbroken.store.lock import describe
 from unbroken.store.run import read_run
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.request import Request, output_dir, resolve_config, step_asked_for
 from unbroken.tasks.task import TASKS, Prepared, Progress, Task, find_task
@@ -150,7 +150,7 @@ def require_free(stand: RunSummary) -> None:
         )
 
 
-def _configuration(config: TrainingConfig, request: Request, threads: int) -> Section:
+def _configuration(config: RunConfig, request: Request, threads: int) -> Section:
     """Show what was given and is not the default, with its origin; every value used is among the details."""
     used = plain_values(config) | {"threads": threads, "save_strategy": config.resolved_save_strategy}
     fields = type(config).model_fields
@@ -166,7 +166,7 @@ def _configuration(config: TrainingConfig, request: Request, threads: int) -> Se
     )
 
 
-def _refused_inputs(task: Task, config: TrainingConfig) -> None:
+def _refused_inputs(task: Task, config: RunConfig) -> None:
     """Read all inputs as `train` does, for what it would refuse."""
     task.prepare(config, None)
 
@@ -190,7 +190,7 @@ def _contract(
     root: Path,
     recorded: contract.Contract,
     prepared: Prepared,
-    config: TrainingConfig,
+    config: RunConfig,
     threads: int,
     found: Checked,
     request: Request,
@@ -217,9 +217,7 @@ def _contract(
     return Section("contract", values, warnings=prepared.notes)
 
 
-def _mirror(
-    root: Path, document: Mapping[str, Any] | None, task: Task, config: TrainingConfig, request: Request
-) -> Section:
+def _mirror(root: Path, document: Mapping[str, Any] | None, task: Task, config: RunConfig, request: Request) -> Section:
     """What the mirror holds; a run that `train` would restore from it is compared with what was asked for."""
     place = mirror_of(config.mirror, root)
     assert place is not None
@@ -284,7 +282,7 @@ def _memory(looker: TaskCheck, free: int | None, demand: Demand | None) -> Secti
     return Section("memory", values, warnings=tuple(notes))
 
 
-def _disk(root: Path, looker: TaskCheck, config: TrainingConfig, *, new: bool, found: Checked) -> Section:
+def _disk(root: Path, looker: TaskCheck, config: RunConfig, *, new: bool, found: Checked) -> Section:
     """Compare what the checkpoints and the model take with what is free; `train` refuses where it is too little."""
     weights = looker.memory()["weights"]
     one = CHECKPOINT_MULTIPLE * weights

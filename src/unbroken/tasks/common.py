@@ -37,12 +37,8 @@ DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 
-class TrainingConfig(Config):
-    """What any training run can be told.
-
-    `batch_size` is the whole batch of a step and `micro_batch_size` the part of it in memory at once, so that the
-    meaning of a configuration does not hang on the hardware.
-    """
+class RunConfig(Config):
+    """What any run of a task can be told."""
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
 
@@ -52,17 +48,6 @@ class TrainingConfig(Config):
     train_data: Any = content(description="file (.jsonl, .json, .csv, .tsv, .parquet; .gz) or rows")
     eval_data: Any = operational(None, description="file or rows to evaluate on")
 
-    batch_size: int = identity(32, gt=0, description="examples per step")
-    micro_batch_size: int | None = identity(None, gt=0, description="examples in memory at once; default: all")
-    num_train_epochs: float = identity(3.0, gt=0, description="passes over the data; max_steps wins")
-    max_steps: int | None = identity(None, gt=0, description="optimizer steps")
-    drop_last: bool = identity(False, description="leave out a short last batch of an epoch")
-    shuffle: bool = identity(True, description="a new order every epoch; false: the file's order")
-
-    learning_rate: float = identity(5e-5, gt=0, description="peak learning rate")
-    lr_scheduler_type: Schedule = identity("linear", description="course of the learning rate after warm-up")
-    warmup_ratio: float = identity(0.0, ge=0, le=1, description="share of the steps spent warming up")
-    warmup_steps: int | None = identity(None, ge=0, description="steps spent warming up; wins over warmup_ratio")
     weight_decay: float = identity(0.0, ge=0, description="AdamW's, on weight matrices only")
     adam_beta1: float = identity(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient")
     adam_beta2: float = identity(0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient")
@@ -120,11 +105,6 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
-                "batch_size is the whole batch of a step, micro_batch_size the part of it in memory at once"
-            )
         if self.load_best_model_at_end and self.eval_data is None:
             raise ValueError("load_best_model_at_end has nothing to choose by; add `eval_data: FILE`, or leave it out")
         if self.save_strategy == "steps" and self.save_steps is None:
@@ -147,9 +127,7 @@ class TrainingConfig(Config):
 
     def resolved_identity(self) -> dict[str, Any]:
         """Return what the identity keys mean: the same however they were written, and no default left open."""
-        values = {key: getattr(self, key) for key in self.identity_keys()}
-        whole = self.micro_batch_size == self.batch_size  # what None says too, whatever batch_size is
-        return values | ({"micro_batch_size": None} if whole else {})
+        return {key: getattr(self, key) for key in self.identity_keys()}
 
     @property
     def best_metric(self) -> str:
@@ -165,3 +143,37 @@ class TrainingConfig(Config):
         if self.save_strategy == "auto" and self.save_seconds is not None:
             return "time"
         return self.save_strategy
+
+
+class TrainingConfig(RunConfig):
+    """What a run of one phase can be told.
+
+    `batch_size` is the whole batch of a step and `micro_batch_size` the part of it in memory at once, so that the
+    meaning of a configuration does not hang on the hardware.
+    """
+
+    batch_size: int = identity(32, gt=0, description="examples per step")
+    micro_batch_size: int | None = identity(None, gt=0, description="examples in memory at once; default: all")
+    num_train_epochs: float = identity(3.0, gt=0, description="passes over the data; max_steps wins")
+    max_steps: int | None = identity(None, gt=0, description="optimizer steps")
+    drop_last: bool = identity(False, description="leave out a short last batch of an epoch")
+    shuffle: bool = identity(True, description="a new order every epoch; false: the file's order")
+
+    learning_rate: float = identity(5e-5, gt=0, description="peak learning rate")
+    lr_scheduler_type: Schedule = identity("linear", description="course of the learning rate after warm-up")
+    warmup_ratio: float = identity(0.0, ge=0, le=1, description="share of the steps spent warming up")
+    warmup_steps: int | None = identity(None, ge=0, description="steps spent warming up; wins over warmup_ratio")
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
+                "batch_size is the whole batch of a step, micro_batch_size the part of it in memory at once"
+            )
+        return self
+
+    def resolved_identity(self) -> dict[str, Any]:
+        """Return what the identity keys mean: the same however they were written, and no default left open."""
+        whole = self.micro_batch_size == self.batch_size  # what None says too, whatever batch_size is
+        return super().resolved_identity() | ({"micro_batch_size": None} if whole else {})

@@ -20,14 +20,14 @@ from unbroken.run.mirroring import row_digests_in
 from unbroken.store import layout
 from unbroken.store.place import FolderPlace, Place
 from unbroken.store.run import read_run
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.task import Prepared
 
 FIXED = ("model", "tokenizer")  # what a run's state fits, and a fork of it keeps
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
-def resolve_threads(config: TrainingConfig, recorded: contract.Contract | None) -> int:
+def resolve_threads(config: RunConfig, recorded: contract.Contract | None) -> int:
     """Return the number of CPU threads: as asked, as recorded, or for a new run as many as there are processors."""
     if isinstance(config.threads, int):
         return config.threads
@@ -44,7 +44,7 @@ def available_processors(quota_file: Path = CPU_QUOTA_FILE) -> int:
         return count
 
 
-def plain_values(config: TrainingConfig) -> dict[str, Any]:
+def plain_values(config: RunConfig) -> dict[str, Any]:
     """Return every value of a configuration as JSON; rows in memory become a remark."""
     values = {key: getattr(config, key) for key in type(config).model_fields}
     for key in ("train_data", "eval_data"):
@@ -53,7 +53,7 @@ def plain_values(config: TrainingConfig) -> dict[str, Any]:
     return values
 
 
-def compose_contract(config: TrainingConfig, prepared: Prepared, threads: int, device: str) -> contract.Contract:
+def compose_contract(config: RunConfig, prepared: Prepared, threads: int, device: str) -> contract.Contract:
     """Return what must not change under the run, on the threads and the device that `auto` came to mean."""
     identity = config.resolved_identity()
     if config.load_best_model_at_end:  # then evaluation chooses the model
@@ -66,7 +66,7 @@ def check_contract(
     recorded: contract.Contract,
     asked: contract.Contract,
     prepared: Prepared,
-    config: TrainingConfig,
+    config: RunConfig,
     origins: Mapping[str, str],
     mirror: Place | None = None,
 ) -> None:
@@ -92,7 +92,7 @@ def check_contract(
     contract.require_same(recorded, asked, run=name, origins=origins, fork=fork, anew=anew, movable=movable)
 
 
-def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, config: TrainingConfig) -> str | None:
+def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, config: RunConfig) -> str | None:
     """Return the command of the fork that has what was asked for; None where the state would not fit it.
 
     None also where rows are in memory: no command can name them.

@@ -5,19 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unbroken.plan.plan import Plan, steps_for
+from unbroken.plan.plan import Draws, Plan, steps_for
 from unbroken.step.schedule import learning_rate, warmup
 from unbroken.tasks.common import TrainingConfig
+
+PHASES = "phases"  # the kind of a course whose phases each have their own
 
 
 @dataclass(frozen=True)
 class Course:
-    """The plan of a run, its number of steps, and the learning rate as a function of the step, counted from 0."""
+    """The plan of a run, its number of steps, and the learning rate as a function of the step, counted from 0.
 
-    plan: Plan
+    `kind` names the course of the rate and `peak` its highest value, for people; so does `warmup_steps`.
+    """
+
+    plan: Draws
     total_steps: int
     warmup_steps: int
     rate: Callable[[int], float]
+    kind: str
+    peak: float
 
 
 def course_of(config: TrainingConfig, num_examples: int) -> Course:
@@ -25,4 +32,5 @@ def course_of(config: TrainingConfig, num_examples: int) -> Course:
     plan = Plan(num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
     total = steps_for(plan, config.num_train_epochs, config.max_steps)
     rising = warmup(total, config.warmup_steps, config.warmup_ratio)
-    return Course(plan, total, rising, learning_rate(config.lr_scheduler_type, config.learning_rate, rising, total))
+    kind, peak = config.lr_scheduler_type, config.learning_rate
+    return Course(plan, total, rising, learning_rate(kind, peak, rising, total), kind, peak)

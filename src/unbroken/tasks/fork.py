@@ -18,7 +18,7 @@ from unbroken.run.preflight import require_space
 from unbroken.run.report import Notice, Reporter, plain
 from unbroken.store import layout
 from unbroken.store.mirror import belongs
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.contract import FIXED, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.meaning import Side, meaning
 from unbroken.tasks.origin import parse_run_at
@@ -102,7 +102,7 @@ def fork(
 class Asked:
     """The configuration and contract of the new run, known to be one the state may be carried over to."""
 
-    config: TrainingConfig
+    config: RunConfig
     prepared: Prepared
     threads: int
     recorded: contract.Contract

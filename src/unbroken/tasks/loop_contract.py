@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from unbroken.base.errors import CannotContinueError, ConfigError
 from unbroken.base.fingerprint import canonical, digest
-from unbroken.plan.plan import ORDER
+from unbroken.plan.plan import ORDER, Plan
 from unbroken.plan.source import first_difference
 from unbroken.run.contract import Contract, differences
 from unbroken.run.job import Job, Phase
@@ -43,6 +43,7 @@ def describe(
     """Return everything about a loop that must be the same at every start, as JSON."""
     phase = job.phases[0]
     plan = phase.plan
+    assert isinstance(plan, Plan), "a loop shuffles its rows"
     contract = {
         "config": {
             "task": "loop",

@@ -12,8 +12,9 @@ import numpy as np
 from unbroken.base.config import shown
 from unbroken.plan.plan import Plan
 from unbroken.run.contract import Contract
-from unbroken.tasks.common import TrainingConfig
-from unbroken.tasks.course import Course, course_of
+from unbroken.tasks.common import RunConfig
+from unbroken.tasks.course import PHASES, Course
+from unbroken.tasks.task import find_task
 
 ORDER_KEYS = {"seed", "shuffle", "order", "train_data"}
 RATE_KEYS = {"learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps"}
@@ -37,13 +38,13 @@ REMARKS = {
 class Side:
     """A configuration, of the old run or the new one, with its contract."""
 
-    config: TrainingConfig
+    config: RunConfig
     contract: Contract
 
     @cached_property
     def course(self) -> Course:
         """The plan, the steps and the learning rate."""
-        return course_of(self.config, self.contract["data"]["examples"])
+        return find_task(self.config.task).course(self.config, self.contract)
 
 
 def meaning(run: str, step: int, old: Side, new: Side, changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
@@ -55,7 +56,11 @@ def meaning(run: str, step: int, old: Side, new: Side, changed: Mapping[str, tup
     if RATE_KEYS & changed.keys() or old.course.total_steps != new.course.total_steps:
         lines.append(_rate(step, old, new))
     if (ORDER_KEYS | {"batch_size", "drop_last"}) & changed.keys():
-        lines += _examples(run, step, old.course.plan, new.course.plan, changed)
+        before, after = old.course.plan, new.course.plan
+        if isinstance(before, Plan) and isinstance(after, Plan):
+            lines += _examples(run, step, before, after, changed)
+        else:
+            lines.append("examples: those of the next step are drawn by the new values")
     if new.config.load_best_model_at_end:
         lines.append(f"the finished model is chosen among the evaluations after step {step:,}, or there")
     return [*lines, _exactness(run, step, old.course, new.course, changed)]
@@ -85,7 +90,10 @@ def _rate(step: int, old: Side, new: Side) -> str:
 
 
 def _course(step: int, side: Side) -> str:
-    kind, course, peak = side.config.lr_scheduler_type, side.course, f"{side.config.learning_rate:.6g}"
+    course = side.course
+    kind, peak = course.kind, f"{course.peak:.6g}"
+    if kind == PHASES:
+        return "each phase has a course of its own"
     if kind == "constant":
         return f"it stays at {peak}"
     rises = f"it rises to {peak} at step {course.warmup_steps + 1:,}, then " if step < course.warmup_steps else "it "

@@ -13,7 +13,7 @@ from unbroken.base.config import Config, closest, load_yaml
 from unbroken.base.errors import ConfigError
 from unbroken.store import layout
 from unbroken.store.run import read_run
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.origin import checkpoint_of, enclosing_run
 from unbroken.tasks.task import find_task
 
@@ -40,7 +40,7 @@ class Request:
             return cls(dict(config), dict.fromkeys(config, "given"), **options)
         path = Path(config)
         if path.is_dir():
-            return cls(recorded_values(path), dict.fromkeys(TrainingConfig.model_fields, str(path)), **options)
+            return cls(recorded_values(path), dict.fromkeys(RunConfig.model_fields, str(path)), **options)
         values = load_yaml(path)
         return cls(values, dict.fromkeys(values, str(config)), **options)
 
@@ -49,7 +49,7 @@ class Request:
         return replace(self, values=values, origins={**self.origins, **origins})
 
 
-def resolve_config(request: Request, document: Mapping[str, Any] | None) -> TrainingConfig:
+def resolve_config(request: Request, document: Mapping[str, Any] | None) -> RunConfig:
     """Return the configuration asked for; what it leaves open is as recorded in the run's `document`.
 
     Raises `ConfigError` naming the first key that is wrong.

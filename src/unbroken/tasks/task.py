@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from unbroken.base.config import closest, shown
 from unbroken.base.errors import ConfigError
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
+from unbroken.tasks.course import Course
 
 if TYPE_CHECKING:
     from unbroken.run.job import Job  # brings torch, which nobody waits for whose configuration has a mistake
@@ -39,7 +40,11 @@ class Prepared:
 class Task(Protocol):
     """A module `unbroken.tasks.NAME.task`: one kind of learning."""
 
-    CONFIG: type[TrainingConfig]
+    CONFIG: type[RunConfig]
+
+    def course(self, config: Any, contract: Mapping[str, Any]) -> Course:
+        """Return the steps and rates that a configuration makes of the data a contract names."""
+        ...
 
     def prepare(self, config: Any, cache: Path | None, run: Path | None = None) -> Prepared:
         """Read and check the inputs of a run; `cache` is the run's, where it exists already.

@@ -30,7 +30,7 @@ from unbroken.store import layout
 from unbroken.store.journal import read_last
 from unbroken.store.place import Place
 from unbroken.store.run import is_run, read_run
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.contract import check_contract, compose_contract, plain_values, resolve_threads
 from unbroken.tasks.request import Request, output_dir, resolve_config, step_asked_for
 from unbroken.tasks.task import Prepared, Progress, find_task
@@ -88,7 +88,7 @@ class Start:
     """
 
     root: Path
-    config: TrainingConfig
+    config: RunConfig
     document: Mapping[str, Any] | None
     prepared: Prepared
     threads: int
@@ -304,7 +304,7 @@ def require_movable(root: Path) -> None:
     require_writable(root.absolute().parent)
 
 
-def settings(config: TrainingConfig, request: Request, step: int | None) -> Settings:
+def settings(config: RunConfig, request: Request, step: int | None) -> Settings:
     """Return what the loop may do differently from segment to segment."""
     from unbroken.run.engine import Settings
 

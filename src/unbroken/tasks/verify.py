@@ -14,7 +14,7 @@ from unbroken.run.verification import Problem, Verification
 from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.run import read_run
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.contract import compose_contract, first_changed_row, resolve_threads
 from unbroken.tasks.request import Request, resolve_config
 from unbroken.tasks.task import Prepared, Progress, find_task
@@ -125,7 +125,7 @@ def _replay(
         replay(job, root, evidence, windows, found, progress)
 
 
-def _inputs(root: Path, document: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[TrainingConfig, Prepared]:
+def _inputs(root: Path, document: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[RunConfig, Prepared]:
     """Read data and model files anew, not from the run's cache."""
     values = {**document["config"], "output_dir": str(root), **inputs}
     if not document["config"].get("load_best_model_at_end") and "eval_data" not in inputs:
@@ -137,7 +137,7 @@ def _inputs(root: Path, document: Mapping[str, Any], inputs: Mapping[str, Any]) 
 def _as_recorded(
     root: Path,
     document: Mapping[str, Any],
-    config: TrainingConfig,
+    config: RunConfig,
     prepared: Prepared,
     threads: int,
     found: Verification,

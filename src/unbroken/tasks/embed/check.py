@@ -17,7 +17,7 @@ from unbroken.base.seeds import chunk_seed, derive
 from unbroken.models.arena import Arena
 from unbroken.models.encoder import Encoder, EncoderWarning
 from unbroken.models.tokenizing import NO_LIMIT
-from unbroken.plan.plan import Plan
+from unbroken.plan.plan import Draws
 from unbroken.run.findings import Section
 from unbroken.step.generators import seeded
 from unbroken.tasks.course import Course, course_of
@@ -60,7 +60,7 @@ class EmbedCheck:
         return course_of(self.config, self.train.summary.num_examples)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Draws:
         """The plan of the run."""
         return self.course.plan
 

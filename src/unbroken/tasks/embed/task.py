@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from unbroken.models.folder import NoModelError, read_folder, resolve
 from unbroken.models.identity import model_digest, tokenizer_digest, weights_bytes
 from unbroken.plan.plan import Plan
 from unbroken.store.run import read_run
+from unbroken.tasks.course import Course, course_of
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import SCORE, EmbedData
 from unbroken.tasks.origin import Origin, model_in_checkpoint, resolve_model
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from unbroken.run.job import Job
 
 CONFIG = EmbedConfig
+
+
+def course(config: EmbedConfig, contract: Mapping[str, Any]) -> Course:
+    """Return the steps and rates of a run over the data its contract names."""
+    return course_of(config, contract["data"]["examples"])
 
 
 def prepare(config: EmbedConfig, cache: Path | None, run: Path | None = None) -> Prepared:
