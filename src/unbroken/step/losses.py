@@ -1,6 +1,6 @@
 """What training minimises: each loss is the formula of its paper, equal to sentence-transformers 6.2's class.
 
-Shape suffixes: B examples of the batch, C candidates (C >= B), D dimensions of an embedding.
+Shape suffixes: B examples of the batch, C candidates (C >= B), D dimensions of an embedding, L labels.
 Embeddings come as the encoder made them; cosines are taken here. Arithmetic is in the embeddings' dtype, so under
 autocast call these outside of it. No operation here sums by atomics: on CUDA, too, equal inputs give equal bits.
 """
@@ -81,6 +81,26 @@ def triplet(
     """
     apart = DISTANCES[distance]
     return F.relu(apart(anchors_BD, positives_BD) - apart(anchors_BD, negatives_BD) + margin).mean()
+
+
+def classification_loss(
+    logits_BL: Tensor,
+    targets: Tensor,
+    multi_label: bool = False,
+    class_weights: Tensor | None = None,
+    temperature: float = 1.0,
+) -> Tensor:
+    """Return how far a classifier's logits are from the labels: a scalar.
+
+    One label an example, `targets` indices [B]: the mean cross-entropy of the softmax, weighted by `class_weights`
+    [L] and divided by the weights' sum. Any number of labels, `targets` 0/1 [B, L]: the mean over all labels of all
+    examples of the binary cross-entropy, where `class_weights` [L] weigh the labels that apply. The logits are
+    divided by `temperature` first: above 1, what is learnt is less sure of itself.
+    """
+    logits_BL = logits_BL / temperature if temperature != 1.0 else logits_BL
+    if multi_label:
+        return F.binary_cross_entropy_with_logits(logits_BL, targets.to(logits_BL.dtype), pos_weight=class_weights)
+    return F.cross_entropy(logits_BL, targets, weight=class_weights)
 
 
 def pairwise_cosine(first_BD: Tensor, second_BD: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unbroken.step.losses import cosent, multiple_negatives_ranking, pairwise_cosine, triplet
+from unbroken.step.losses import classification_loss, cosent, multiple_negatives_ranking, pairwise_cosine, triplet
 
 torch.set_num_threads(1)
 
@@ -75,3 +75,34 @@ def test_a_text_that_is_its_own_positive_has_a_finite_gradient():
 
 def test_a_zero_embedding_has_cosine_zero():
     assert pairwise_cosine(torch.zeros(1, 2), EAST).item() == 0.0
+
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.25, -3.0]])
+
+
+def test_classification_by_hand():
+    targets = torch.tensor([0, 2])
+    each = [-row.log_softmax(dim=0)[target].item() for row, target in zip(LOGITS, targets, strict=True)]
+    assert classification_loss(LOGITS, targets).item() == pytest.approx(sum(each) / 2)
+    weights = torch.tensor([3.0, 1.0, 0.5])
+    weighted = (3.0 * each[0] + 0.5 * each[1]) / 3.5
+    assert classification_loss(LOGITS, targets, class_weights=weights).item() == pytest.approx(weighted)
+
+
+def test_classification_with_several_labels_by_hand():
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1]])
+    weights = torch.tensor([1.0, 1.0, 4.0])
+    probabilities = LOGITS.sigmoid()
+    terms = torch.where(targets > 0, -probabilities.log(), -(1 - probabilities).log())
+    assert classification_loss(LOGITS, targets, True).item() == pytest.approx(terms.mean().item())
+    weighted = torch.where(targets > 0, terms * weights, terms)
+    loss = classification_loss(LOGITS, targets, True, class_weights=weights)
+    assert loss.item() == pytest.approx(weighted.mean().item())
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_temperature_divides_the_logits(multi_label: bool):
+    targets = torch.tensor([[1, 0, 1], [0, 0, 1]]) if multi_label else torch.tensor([0, 2])
+    warm = classification_loss(LOGITS, targets, multi_label, temperature=4.0)
+    assert torch.equal(warm, classification_loss(LOGITS / 4, targets, multi_label))
+    assert not torch.equal(warm, classification_loss(LOGITS, targets, multi_label))
