@@ -17,7 +17,7 @@ from torch.utils import deterministic
 from unbroken.base.errors import ConfigError
 
 # Packages whose code takes part in a step or in turning text into ids.
-NUMERIC_PACKAGES = ("unbroken", "torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn")
+NUMERIC_PACKAGES = ("unbroken", "torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn", "scipy")
 
 
 def pin(threads: int) -> None:
