@@ -134,10 +134,11 @@ class Folder:
         return next((name for name in candidates if name in self.documents), candidates[0])
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, *others: str) -> Path:
     """Return the folder of a model: the path itself, or a snapshot of the model of that name on the hub.
 
-    Raises `ConfigError` if there is neither. Needs a network only for a model not downloaded before.
+    A snapshot holds the files a model is made of, and those of the `others` there are. Raises `ConfigError` if there
+    is neither. Needs a network only for a model not downloaded before.
     """
     path = Path(name).expanduser()
     if path.is_dir() or isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -145,8 +146,9 @@ def resolve(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = ["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja", *others]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         raise NoModelError(
             f"no model folder at {name}, and no model of that name could be had from the hub",

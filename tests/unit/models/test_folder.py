@@ -115,3 +115,14 @@ def test_a_name_that_is_nowhere_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError, match="no model of that name could be had from the hub"):
         resolve("nobody/no-such-model")
     assert resolve("./not/there") == Path("not/there")
+
+
+def test_other_files_are_fetched_only_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, allow_patterns: asked.append(allow_patterns) or str(tmp_path),
+    )
+    assert resolve("somebody/model") == resolve("somebody/model", "head.pkl") == tmp_path
+    assert "head.pkl" not in asked[0]
+    assert asked[1] == [*asked[0], "head.pkl"]
