@@ -16,6 +16,8 @@ Words = NDArray[np.uint64]
 ROUNDS = 8
 # Narrower networks favour some orders of fewer than 8 examples (chi-squared over 20,000 keys, at 3 and 4 bits).
 MIN_BITS = 6
+# Up to here the whole network is evaluated at once and walked by look-up: small ranges are passed through many times.
+TABLE_BITS = 8
 # The multipliers of MurmurHash3's 64-bit finaliser (Appleby 2011): odd, so that no bit of the product is lost.
 FIRST_MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)
 SECOND_MULTIPLIER = np.uint64(0xC4CEB9FE1A85EC53)
@@ -34,13 +36,19 @@ def permute(key: int, positions: NDArray[np.int64], size: int) -> NDArray[np.int
     # bit_length, never ceil(log2(size)): floats round, and powers of two would lose or gain a bit.
     bits = max(MIN_BITS, (size - 1).bit_length())
     keys = [np.uint64(derive(key, "permutation", number)) for number in range(ROUNDS)]
-    values = _feistel(positions.astype(np.uint64), keys, bits)
+    table = _feistel(np.arange(1 << bits, dtype=np.uint64), keys, bits) if bits <= TABLE_BITS else None
+    values = _once(positions.astype(np.uint64), keys, bits, table)
     outside = np.flatnonzero(values >= size)
     while outside.size:
-        walked = _feistel(values[outside], keys, bits)
+        walked = _once(values[outside], keys, bits, table)
         values[outside] = walked
         outside = outside[walked >= size]
     return values.astype(np.int64)
+
+
+def _once(values: Words, keys: list[np.uint64], bits: int, table: Words | None) -> Words:
+    """Send each value through the network once, or look up where the network sends it."""
+    return _feistel(values, keys, bits) if table is None else table[values]
 
 
 def _feistel(values: Words, keys: list[np.uint64], bits: int) -> Words:

@@ -46,6 +46,11 @@ def test_numpy_and_plain_integers_agree(data: st.DataObject) -> None:
     assert permute(key, np.array([position]), size).tolist() == [plain_permute(key, position, size)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 33, 64, 65, 129, 255, 256, 257])
+def test_small_sizes_looked_up_in_a_table_agree_too(size: int) -> None:
+    assert order(17, size) == [plain_permute(17, position, size) for position in range(size)]
+
+
 @pytest.mark.parametrize("first", range(1, 601, 100))
 def test_every_size_up_to_600_is_a_bijection(first: int) -> None:
     for size in range(first, first + 100):
