@@ -19,7 +19,8 @@ class Backbone(nn.Module):
 
     `packed` says whether texts run as one sequence, `reason` why not if not. `prefix` may stand in front of names
     in weight files. `width` is the size of a token vector. `max_positions` is what the configuration says,
-    `position_limit` the longest text the model can take, None where there is no table of positions.
+    `position_limit` the longest text the model can take, None where there is no table of positions. `padding_id` is
+    the token put where a padded batch has none, None where nothing is padded.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Backbone(nn.Module):
     width: int
     max_positions: int | None
     position_limit: int | None
+    padding_id: int | None = None
 
     def forward(self, ids_T: Tensor, pack: Pack) -> Tensor:
         """Return the token vectors [T, D] of packed ids [T]."""

@@ -88,6 +88,10 @@ class Bert(nn.Module):
         self.embeddings = Embeddings(self.config)
         self.encoder = Layers(self.config)
 
+    def get_input_embeddings(self) -> Lookup:
+        """Return the table of token vectors; the name is Hugging Face's."""
+        return self.embeddings.word_embeddings
+
     def forward(self, ids_T: Tensor, pack: Pack) -> Tensor:
         """Return the token vectors [T, D]."""
         vectors_TD: Tensor = self.encoder(self.embeddings(ids_T, pack.positions), pack)

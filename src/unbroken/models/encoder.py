@@ -23,6 +23,7 @@ from unbroken.models.padding import ragged_of, repad
 from unbroken.models.pooling import Pooling
 from unbroken.models.ragged import Ragged
 from unbroken.models.tokenizing import NO_LIMIT, Tokenizer
+from unbroken.models.vocabulary import ActiveTable
 from unbroken.models.weights import Stored, match, read_weights
 from unbroken.models.writing import render_documents, save
 
@@ -187,6 +188,14 @@ class Encoder(nn.Module):
             if isinstance(module, Lookup):
                 module.reuses_gradient = True
 
+    def write_back(self) -> bool:
+        """Bring every table up to date of which only some rows are trained; return whether that changed a bit.
+
+        For `Job.write_back`; see `vocabulary.use_active_rows`. Reading the model never needs it.
+        """
+        changed = [module.write_back() for module in self.modules() if isinstance(module, ActiveTable)]
+        return any(changed)
+
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
@@ -198,8 +207,15 @@ class Encoder(nn.Module):
         return next(self.backbone.parameters()).dtype
 
     def layout(self, name: str) -> tuple[str, str]:
-        """Return where an entry of `state_dict()` belongs: (file relative to the model folder, key in it)."""
+        """Return where an entry of `state_dict()` belongs: (file relative to the model folder, key in it).
+
+        Not for what `is_extra`.
+        """
         return self._places[name]
+
+    def is_extra(self, name: str) -> bool:
+        """Return whether an entry of `state_dict()` serves training alone and has no place in the model folder."""
+        return name not in self._places
 
     def documents(self) -> dict[str, bytes]:
         """Return every file of the model folder that is not weights, by relative path."""
@@ -211,7 +227,8 @@ class Encoder(nn.Module):
 
         For use outside runs; a run's model is written by its store.
         """
-        save(Path(path), self.documents(), self.state_dict(), self.layout)
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if not self.is_extra(name)}
+        save(Path(path), self.documents(), tensors, self.layout)
 
     def _load_weights(self) -> None:
         self._load_part(self.folder.transformer, "backbone.model", self.backbone.prefix)

@@ -27,6 +27,8 @@ from unbroken.models.packing import ATTENTION_NAME, Pack, packed_attention
 PACKED_FAMILIES = frozenset({"electra", "distilbert", "modernbert", "llama", "mistral", "qwen2", "qwen3"})
 # The longest text of a padded bucket over its shortest.
 BUCKET_RATIO = 1.25
+# The token where a bucket has none. Attention is masked there, so that it takes part in no result.
+PADDING_ID = 0
 
 AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
@@ -40,6 +42,7 @@ class HuggingFaceBackbone(Backbone):
         self.packed = config.model_type in PACKED_FAMILIES
         if not self.packed:
             self.reason = f"models of type {config.model_type!r} run in padded buckets of similar length, not packed"
+            self.padding_id = PADDING_ID
         self.prefix = str(getattr(model, "base_model_prefix", ""))
         self.width = int(config.hidden_size)
         limit = getattr(config, "max_position_embeddings", None)
@@ -61,7 +64,7 @@ class HuggingFaceBackbone(Backbone):
             mask = torch.cat([token_mask(n, length, width, ids_T.device) for n, length in runs])
             count = sum(n * length for n, length in runs)
             ids, ids_T = ids_T[:count], ids_T[count:]
-            padded = ids.new_zeros(mask.shape).masked_scatter(mask, ids)
+            padded = ids.new_full(mask.shape, PADDING_ID).masked_scatter(mask, ids)
             outputs.append(self.model(input_ids=padded, attention_mask=mask.long()).last_hidden_state[mask])
         return torch.cat(outputs)
 

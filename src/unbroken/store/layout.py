@@ -24,6 +24,7 @@ MANIFEST_FILE = "MANIFEST.json"
 STATE_FILE = "state.json"
 SEGMENT_FILE = "segment.json"  # which process made a checkpoint, and where: no part of the state
 OPTIMIZER_FILE = "optimizer.safetensors"
+EXTRA_FILE = "extra.safetensors"  # what else is trained: not the loadable model's
 WEIGHTS_SUFFIX = ".safetensors"
 
 UNFINISHED_PREFIX = ".tmp-"  # being written; left over, it belongs to a dead attempt
