@@ -19,6 +19,11 @@ def nothing_to_evaluate() -> dict[str, float]:
     return {}
 
 
+def nothing_to_write_back() -> bool:
+    """Stand in where training keeps every tensor under the name it is saved by."""
+    return False
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of a run with one plan, schedule and optimizer; it ends before step number `end_step` begins.
@@ -51,6 +56,9 @@ class Job:
     has none, its body does that.
     `layout(name)` says in which file of a checkpoint, under which key, a tensor lives; `documents()` gives the
     other files of the model folder. `evaluation_id` names what `evaluate` measures on; empty: nothing is evaluated.
+    `write_back()` brings the modules' tensors up to date where training keeps part of one in another, and returns
+    whether that changed a bit. It is called before a commit's image is taken, when nothing is being copied, and
+    after a restore, when it must change nothing.
     """
 
     seed: int
@@ -63,6 +71,7 @@ class Job:
     evaluate: Callable[[], dict[str, float]] = nothing_to_evaluate
     evaluation_id: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    write_back: Callable[[], bool] = nothing_to_write_back
 
     @property
     def last_step(self) -> int:

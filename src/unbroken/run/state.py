@@ -62,6 +62,7 @@ class State:
         change anything at any time. A forward pass may change buffers.
         """
         ours = self.job.gradients is not None
+        self.job.write_back()  # no commit is copying: the update that it writes back has waited for that
         tensors = {
             name: Placed(*self.job.layout(name), tensor, steady=ours and isinstance(tensor, Parameter))
             for name, tensor in held_tensors(self.job.modules)
@@ -86,7 +87,8 @@ class State:
     def restore(self, restored: Restored) -> None:
         """Put a verified checkpoint into the live modules and optimizer.
 
-        Raises `CannotContinueError`, before anything is touched, unless names, shapes and dtypes agree both ways.
+        Raises `CannotContinueError`, before anything is touched, unless names, shapes and dtypes agree both ways, and
+        also if the checkpoint holds a tensor twice and differently.
         """
         state = restored.state
         held = dict(held_tensors(self.job.modules))
@@ -97,6 +99,13 @@ class State:
         with torch.no_grad():
             for name, tensor in saved.items():
                 held[name].copy_(tensor)
+        if self.job.write_back():
+            raise CannotContinueError(
+                f"the tensors of checkpoint {restored.step} do not belong together",
+                why="what was trained of a table is not what the model's table holds: it was changed after it was "
+                "made, or trained on other data",
+                next_step="`unbroken verify RUN` makes its steps again and names what differs",
+            )
         self.step = restored.step
         self._restore_optimizer(restored, slots)
         for name, extra in self.job.extras.items():
