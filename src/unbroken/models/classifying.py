@@ -83,10 +83,8 @@ class LinearHead(nn.Module):
     """Embeddings [N, D] in, one number a label out: `weight` [L, D], `bias` [L], zeros until fitted or initialised.
 
     `temperature` divides the logits where they become probabilities (Guo et al. 2017, arXiv 1706.04599); 1 changes
-    nothing, and no temperature changes what is predicted. It is saved with the model and not trained.
+    nothing, and no temperature changes what is predicted. It is fitted, if at all, to texts that were not trained on.
     """
-
-    temperature: Tensor
 
     def __init__(
         self,
@@ -103,7 +101,7 @@ class LinearHead(nn.Module):
         self.normalize_embeddings = normalize_embeddings
         self.weight = nn.Parameter(torch.zeros(num_labels, dimension))
         self.bias = nn.Parameter(torch.zeros(num_labels))
-        self.register_buffer("temperature", torch.ones(()))
+        self.temperature = nn.Parameter(torch.ones(()))
 
     @torch.no_grad()
     def initialize(self, seed: int) -> LinearHead:

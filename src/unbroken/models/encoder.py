@@ -168,6 +168,12 @@ class Encoder(nn.Module):
         return widths[-1] if widths else self.backbone.width * len(self.pooling.modes)
 
     @property
+    def vocabulary_size(self) -> int:
+        """The number of rows of the table of token vectors."""
+        model: Any = self.backbone.model
+        return len(model.get_input_embeddings().weight)
+
+    @property
     def prompts(self) -> dict[str, str]:
         """Prompts by name; may be changed, and is written with the model."""
         return self.settings.prompts
@@ -187,6 +193,14 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Lookup):
                 module.reuses_gradient = True
+
+    def set_dropout(self, probability: float) -> None:
+        """Drop with this probability in training, wherever the model drops anything."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+            elif isinstance(getattr(module, "attention_dropout", None), float):  # Hugging Face's, by configuration
+                setattr(module, "attention_dropout", probability)  # noqa: B010 - not declared by torch's Module
 
     def write_back(self) -> bool:
         """Bring every table up to date of which only some rows are trained; return whether that changed a bit.

@@ -197,7 +197,7 @@ class Engine:
         self.folder.journal.append(record)
         self.folder.journal.sync()
         self._closed = True
-        what = f"step {number} failed: {failure.what}; its batch is {rows_of(ids.tolist())}"
+        what = f"step {number} failed: {failure.what}; its batch is {rows_of(self.job.rows(ids.tolist()))}"
         if times == 1:
             return TrainingError(what, why=failure.why, next_step=failure.next_step)
         return FailsAgainError(

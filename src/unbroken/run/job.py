@@ -56,6 +56,7 @@ class Job:
     has none, its body does that.
     `layout(name)` says in which file of a checkpoint, under which key, a tensor lives; `documents()` gives the
     other files of the model folder. `evaluation_id` names what `evaluate` measures on; empty: nothing is evaluated.
+    `rows` gives the rows of the data that examples are, where not every row is one.
     `write_back()` brings the modules' tensors up to date where training keeps part of one in another, and returns
     whether that changed a bit. It is called before a commit's image is taken, when nothing is being copied, and
     after a restore, when it must change nothing.
@@ -71,6 +72,7 @@ class Job:
     evaluate: Callable[[], dict[str, float]] = nothing_to_evaluate
     evaluation_id: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
+    rows: Callable[[list[int]], list[int]] = list
     write_back: Callable[[], bool] = nothing_to_write_back
 
     @property

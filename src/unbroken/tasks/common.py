@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from unbroken.base.config import Config, content, identity, operational
+from unbroken.plan.plan import ORDER
 
 # What the same thing is called elsewhere, for those who come from there.
 ELSEWHERE = {
@@ -128,6 +129,11 @@ class RunConfig(Config):
     def resolved_identity(self) -> dict[str, Any]:
         """Return what the identity keys mean: the same however they were written, and no default left open."""
         return {key: getattr(self, key) for key in self.identity_keys()}
+
+    @property
+    def order(self) -> str:
+        """The name of the order of examples, which a change of it changes."""
+        return ORDER
 
     @property
     def best_metric(self) -> str:

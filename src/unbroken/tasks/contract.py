@@ -13,7 +13,6 @@ import numpy as np
 from unbroken.base.errors import CannotContinueError
 from unbroken.base.fingerprint import digest
 from unbroken.base.reading import read_document
-from unbroken.plan.plan import ORDER
 from unbroken.plan.source import first_difference
 from unbroken.run import contract
 from unbroken.run.mirroring import row_digests_in
@@ -58,7 +57,7 @@ def compose_contract(config: RunConfig, prepared: Prepared, threads: int, device
     identity = config.resolved_identity()
     if config.load_best_model_at_end:  # then evaluation chooses the model
         identity["eval_steps"] = config.eval_steps
-    return {"config": identity | {"threads": threads, "device": device, "order": ORDER}} | prepared.identity
+    return {"config": identity | {"threads": threads, "device": device, "order": config.order}} | prepared.identity
 
 
 def check_contract(

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch.nn import Parameter
 
 from unbroken.step.adamw import AdamW
-from unbroken.tasks.common import TrainingConfig
+from unbroken.tasks.common import RunConfig
 
 
-def adamw(trained: Mapping[str, Parameter], config: TrainingConfig) -> AdamW:
+def adamw(trained: Mapping[str, Parameter], config: RunConfig, learning_rate: float) -> AdamW:
     """Return AdamW over what is trained; only matrices decay, not biases or norms."""
     matrices = [parameter for parameter in trained.values() if parameter.ndim > 1]
     vectors = [parameter for parameter in trained.values() if parameter.ndim <= 1]
@@ -20,7 +20,7 @@ def adamw(trained: Mapping[str, Parameter], config: TrainingConfig) -> AdamW:
     ]
     return AdamW(
         [group for group in groups if group["params"]],
-        lr=config.learning_rate,
+        lr=learning_rate,
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_epsilon,
     )

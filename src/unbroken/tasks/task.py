@@ -55,7 +55,7 @@ class Task(Protocol):
         ...
 
 
-TASKS = {"embed": "unbroken.tasks.embed.task"}
+TASKS = {"embed": "unbroken.tasks.embed.task", "classify": "unbroken.tasks.classify.task"}
 
 
 def find_task(name: object, origin: str = "") -> Task:

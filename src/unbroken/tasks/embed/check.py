@@ -20,12 +20,13 @@ from unbroken.models.tokenizing import NO_LIMIT
 from unbroken.plan.plan import Draws
 from unbroken.run.findings import Section
 from unbroken.step.generators import seeded
+from unbroken.tasks.base_model import find_model
 from unbroken.tasks.course import Course, course_of
 from unbroken.tasks.device import resolve_device
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import NEGATIVE, SCORE, EmbedData
 from unbroken.tasks.embed.job import LOSSES, Encoding, Role, gradients
-from unbroken.tasks.embed.task import find_model
+from unbroken.tasks.footprint import activation_bytes, weights_bytes
 from unbroken.tasks.task import Progress
 
 BLOCK_TEXTS = 4096
@@ -34,10 +35,6 @@ MAX_BATCHES = 1000  # of the first epoch, for duplicates
 SHOWN_CHARACTERS = 160
 TIMED_STEPS = 4
 NOTICED_SHARE = 0.01
-# float32 numbers kept for the backward pass, per token and layer: of the hidden size (queries, keys, values,
-# attention, its output, two norms, two dropout masks, input; two more for what backward itself needs) and of the
-# inner one (before and after the activation). Measured with MiniLM: 820 MB where this gives 630 MB, 375 MB where 190.
-KEPT_HIDDEN, KEPT_INNER = 12, 2
 
 
 class EmbedCheck:
@@ -201,13 +198,8 @@ class EmbedCheck:
 
     def memory(self) -> dict[str, int]:
         """Return the bytes of weights and of one chunk's activations, the latter roughly."""
-        weights = sum(t.numel() * t.element_size() for t in self.encoder.state_dict().values())
-        settings = self.encoder.folder.transformer.config
-        hidden = int(settings.get("hidden_size") or settings.get("dim") or 0)
-        layers = int(settings.get("num_hidden_layers") or settings.get("n_layers") or 0)
-        inner = int(settings.get("intermediate_size") or settings.get("hidden_dim") or 4 * hidden)
-        kept = 4 * layers * (KEPT_HIDDEN * hidden + KEPT_INNER * inner)
-        return {"weights": weights, "activations": int(self._tokens_per_chunk() * kept)}
+        activations = int(self._tokens_per_chunk() * activation_bytes(self.encoder))
+        return {"weights": weights_bytes(self.encoder), "activations": activations}
 
     def time_steps(self) -> Section:
         """Measure forward and backward of a few steps of the run, without updating anything."""

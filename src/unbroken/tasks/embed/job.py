@@ -108,7 +108,7 @@ def build_job(
                 name="embed",
                 end_step=course.total_steps,
                 plan=course.plan,
-                optimizer=partial(adamw, config=config),
+                optimizer=partial(adamw, config=config, learning_rate=config.learning_rate),
                 learning_rate=course.rate,
                 max_grad_norm=config.max_grad_norm,
                 draws_per_step=-(-config.batch_size // chunk_size) + 1,

@@ -13,9 +13,10 @@ from unbroken.plan.source import read_rows
 from unbroken.run.preflight import require_writable
 from unbroken.store.arrays import replace_array
 from unbroken.store.run import read_run
+from unbroken.tasks.base_model import require_weights
 from unbroken.tasks.embed.config import EmbedConfig
 from unbroken.tasks.embed.data import EmbedData
-from unbroken.tasks.embed.task import require_measurable, require_weights
+from unbroken.tasks.embed.task import require_measurable
 from unbroken.tasks.origin import enclosing_run, resolve_model
 
 if TYPE_CHECKING:

@@ -1,0 +1,227 @@
+"""Labelled texts: what the labels are, which examples are drawn, and one clear line about whatever is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unbroken.base.config import closest, shown
+from unbroken.base.errors import DataError
+from unbroken.base.fingerprint import canonical, digest
+from unbroken.plan.shots import draw_shots
+from unbroken.plan.source import Table, content_digest, read_rows
+from unbroken.tasks.classify.config import ClassifyConfig
+
+Label = str | int
+SHOWN_LABELS = 5
+TEXT, LABEL = "text", "label"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes in their order: that of the head's rows. `several` means a list of labels to a text."""
+
+    names: tuple[Label, ...]
+    several: bool
+    vectors: bool = False  # given as 0/1 vectors
+
+    @cached_property
+    def places(self) -> dict[Label, int]:
+        """The index of each class."""
+        return {name: index for index, name in enumerate(self.names)}
+
+
+class LabelledTexts:
+    """The rows of one source as texts and targets. With `labels` those of training, which no others may join."""
+
+    def __init__(self, source: Any, config: ClassifyConfig, labels: Labels | None = None, name: str | None = None):
+        self.source, self.config, self.name = source, config, name
+        self._labels = labels
+        self.text_column, self.label_column = (config.columns.get(role, role) for role in (TEXT, LABEL))
+
+    @cached_property
+    def table(self) -> Table:
+        """The rows themselves. Raises `DataError` if a column is missing or there is no row."""
+        table = read_rows(self.source, self.name)
+        for role, column in ((TEXT, self.text_column), (LABEL, self.label_column)):
+            if column not in table.columns:
+                near = closest(column, table.columns)
+                raise DataError(
+                    f"{table.name} has no column '{column}' (for {role}); it has {', '.join(table.columns)}",
+                    next_step=f"say which column it is: `columns: {{{role}: {near or '...'}}}`",
+                )
+        return table
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Every text. Raises `DataError` for one that is empty."""
+        texts = self.table.texts(self.text_column)
+        for row, text in enumerate(texts):
+            if not text.strip():
+                raise DataError(
+                    f"{self.table.locate(row)}, column '{self.text_column}' holds an empty text",
+                    why="it would be an example of nothing",
+                    next_step="correct it or remove the row",
+                )
+        return texts
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The classes: those given, or those that occur, in the order of numbers or of the alphabet."""
+        if self._labels is not None:
+            return self._labels
+        cells = self.table.cells(self.label_column)
+        given = self.config.labels
+        if cells and isinstance(cells[0], list):
+            return self._labels_of_lists(cells, given)
+        kind = self._kind(cells)
+        if given is not None:
+            return Labels(tuple(given), several=False)
+        names: set[Any] = set(cells)
+        return Labels(tuple(sorted(names)) if kind is int else tuple(sorted(map(str, names))), several=False)
+
+    @cached_property
+    def targets(self) -> NDArray[np.int64]:
+        """The class of each row [n]; or for lists of labels 0 and 1 for each class [n, L]."""
+        cells, labels = self.table.cells(self.label_column), self.labels
+        if not labels.several:
+            return np.fromiter((self._place(row, cell) for row, cell in enumerate(cells)), np.int64, count=len(cells))
+        targets = np.zeros((len(cells), len(labels.names)), dtype=np.int64)
+        for row, cell in enumerate(cells):
+            if not isinstance(cell, list):
+                raise self._refused(row, cell, "a list of labels")
+            if labels.vectors:
+                if len(cell) != len(labels.names) or any(value not in (0, 1) for value in cell):
+                    raise self._refused(row, cell, f"{len(labels.names)} values of 0 or 1")
+                targets[row] = cell
+            else:
+                targets[row, [self._place(row, label) for label in cell]] = 1
+        return targets
+
+    @cached_property
+    def row_digests(self) -> NDArray[np.uint64]:
+        """A digest of each row's text and label."""
+        return self.table.digests([self.text_column, self.label_column])
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of all rows in their order."""
+        return digest(canonical({"rows": content_digest(self.row_digests), "labels": list(self.labels.names)}))
+
+    @cached_property
+    def chosen(self) -> NDArray[np.int64]:
+        """The rows trained on: all, or those drawn. Raises `DataError` where they do not suffice."""
+        names, wanted = self.class_names, self.config.samples_per_label
+        self._require_classes(names)
+        if wanted is None:
+            return np.arange(self.table.num_rows, dtype=np.int64)
+        short = [(count, name) for name, count in _counts(names).items() if count < wanted]
+        if short:
+            count, name = min(short)
+            raise DataError(
+                f"{self.table.name}: samples_per_label asks for {wanted} examples of each class, and "
+                f"{shown(name)} has {count}" + (f" ({len(short)} classes have too few)" if len(short) > 1 else ""),
+                why="classes would be drawn unevenly",
+                next_step=f"set samples_per_label to {count} or less, or add examples",
+            )
+        return draw_shots(names, wanted, self.config.seed)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """The class of each row as text; of lists of labels, the set of them."""
+        if not self.labels.several:
+            return [str(self.labels.names[index]) for index in self.targets]
+        return [", ".join(str(self.labels.names[i]) for i in np.flatnonzero(row)) for row in self.targets]
+
+    def require_like(self, training: LabelledTexts) -> str | None:
+        """Read everything; return in words what of the training's classes has no row here, if any has none.
+
+        Raises `DataError` for an empty text or a label that training does not know.
+        """
+        _ = self.texts
+        absent = sorted(set(training.class_names) - set(self.class_names)) if not self.labels.several else []
+        if not absent:
+            return None
+        listed = ", ".join(absent[:SHOWN_LABELS]) + (", ..." if len(absent) > SHOWN_LABELS else "")
+        return f"{self.table.name} has no row of {len(absent)} of the classes ({listed}): nothing is measured on them"
+
+    def _labels_of_lists(self, cells: Sequence[Any], given: list[Label] | None) -> Labels:
+        first: list[Any] = next((cell for cell in cells if cell), [])
+        if first and all(isinstance(value, int) and not isinstance(value, bool) for value in first):
+            names = tuple(given) if given is not None else tuple(range(len(first)))
+            return Labels(names, several=True, vectors=True)
+        if given is not None:
+            return Labels(tuple(given), several=True)
+        found = {label for cell in cells if isinstance(cell, list) for label in cell if isinstance(label, str)}
+        return Labels(tuple(sorted(found)), several=True)
+
+    def _kind(self, cells: Sequence[Any]) -> type:
+        """Whether the labels are text or whole numbers. Raises `DataError` for anything else, or a mixture."""
+        kind = type(cells[0]) if cells else str
+        for row, cell in enumerate(cells):
+            if isinstance(cell, bool) or not isinstance(cell, str | int) or (isinstance(cell, str) and not cell):
+                raise self._refused(row, cell, "a label (text or a whole number)")
+            if type(cell) is not kind:
+                raise self._refused(row, cell, f"a label like that of the first row ({shown(cells[0])})")
+        return kind
+
+    def _place(self, row: int, label: Any) -> int:
+        place = self.labels.places.get(label) if isinstance(label, str | int) else None
+        if place is None:
+            if label is None or isinstance(label, float | list | dict):
+                raise self._refused(row, label, "a label")
+            listed = ", ".join(map(str, self.labels.names[:SHOWN_LABELS]))
+            more = ", ..." if len(self.labels.names) > SHOWN_LABELS else ""
+            near = closest(str(label), list(map(str, self.labels.names)))
+            raise DataError(
+                f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(label)}, which is none of the "
+                f"{len(self.labels.names)} classes ({listed}{more})",
+                why="it could never be predicted" if self._labels is not None else "",
+                next_step=f"did you mean '{near}'?" if near else "correct it or remove the row",
+            )
+        return place
+
+    def _require_classes(self, names: Sequence[str]) -> None:
+        counts = _counts(names)
+        if self.labels.several:
+            used = self.targets.sum(axis=0)
+            if not used.any() or len(counts) < 2:
+                raise DataError(
+                    f"{self.table.name}: all {len(names)} rows have the same labels",
+                    why="there is nothing to tell apart",
+                    next_step="add rows with other labels",
+                )
+            return
+        if len(counts) < 2:
+            raise DataError(
+                f"{self.table.name}: all {len(names)} rows are of one class ({shown(names[0])})",
+                why="there is nothing to tell apart",
+                next_step="add rows of another class",
+            )
+        single = [name for name, count in counts.items() if count == 1]
+        if single:
+            row = names.index(single[0])
+            more = f" ({len(single)} classes have one)" if len(single) > 1 else ""
+            raise DataError(
+                f"{self.table.locate(row)} is the only example of class {shown(single[0])}{more}",
+                why="what two texts of a class have in common cannot be learned from one",
+                next_step="add an example of it, or remove the row",
+            )
+
+    def _refused(self, row: int, cell: Any, expected: str) -> DataError:
+        return DataError(
+            f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(cell)} where {expected} is expected",
+            next_step="correct it or remove the row",
+        )
+
+
+def _counts(names: Sequence[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts
