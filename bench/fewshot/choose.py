@@ -2,10 +2,10 @@
 
 Trains on draws from the pools that `bench.fewshot.splits` writes into SPLITS, evaluates on other rows of the same
 pools, and appends a JSON line per run to OUT; `--show` prints the table of what OUT holds. No row of a benchmark's
-training or test set is read. Reference is what SetFit 1.2 does at its defaults: its pairs (the diagonal with them),
-16 a step, the mean of (cosine - target)^2, AdamW at 2e-5, warm-up over a tenth, linear descent, clipping at 1,
-dropout as the model has it; then scikit-learn's LogisticRegression, as behind every arm. It runs on our encoder, so
-its CPU seconds are fewer than SetFit's own.
+training or test set is read. Reference is what SetFit 1.2 does: its pairs (the diagonal with them; fewer than by
+default where `STRATEGIES` says so), 16 a step, the mean of (cosine - target)^2, AdamW at 2e-5, warm-up over a tenth,
+linear descent, clipping at 1, dropout as the model has it; then scikit-learn's LogisticRegression, as behind every
+arm. It runs on our encoder, so its CPU seconds are fewer than SetFit's own.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ ARMS: dict[str, Arm] = {
     "dropout": Arm(dropout=0.1),
     "frozen-2-layers": Arm(frozen=3),
 }
-# SetFit's settings where its default would take an hour: fewer pairs, as its docs advise.
+# SetFit's settings where its default makes very many pairs.
 STRATEGIES: dict[str, str | int] = {"banking77:8": "undersampling", "wordnet:8": "undersampling", "wordnet:64": 5}
 
 

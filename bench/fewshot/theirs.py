@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import resource
 import sys
-import time
 from pathlib import Path
 from typing import Any
+
+from measure import read, result, spent
 
 
 def main() -> None:
@@ -35,33 +34,12 @@ def main() -> None:
     marks.append(spent())
     predicted = [str(label) for label in classifier.predict([row["text"] for row in rows["test"]])]
     marks.append(spent())
-    right = sum(found == row["label"] for found, row in zip(predicted, rows["test"], strict=True))
     versions = {name: importlib.metadata.version(name) for name in ("setfit", "sentence-transformers", "transformers")}
-    result = {
-        "settings": settings,
-        "accuracy": right / len(predicted),
-        "seconds": [wall for wall, _ in marks],
-        "cpu_seconds": [cpu for _, cpu in marks],
-        "train_cpu_seconds": marks[2][1] - marks[1][1],
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
+    found = result(settings, marks, predicted, rows["test"]) | {
         "versions": versions | {"torch": torch.__version__},
-        "predictions": predicted,
+        "threads": torch.get_num_threads(),
     }
-    Path(out).write_text(json.dumps(result), encoding="utf-8")
-
-
-def read(path: str) -> list[dict[str, str]]:
-    """Return the rows of a file of JSON lines."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
-def spent() -> tuple[float, float]:
-    """Return the seconds and the CPU seconds since the process began."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    began = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - began, used.ru_utime + used.ru_stime
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
