@@ -66,6 +66,8 @@ ARMS: dict[str, Arm] = {
     "squares": Arm(loss="squares"),
     "double": Arm(least_steps=48, passes=4.0),
     "half": Arm(least_steps=12, passes=1.0),
+    "steps-18": Arm(least_steps=18),
+    "steps-20": Arm(least_steps=20),
     "rate-5e-5": Arm(rate=5e-5),
     "rate-2e-4": Arm(rate=2e-4),
     "temperature-0.05": Arm(temperature=0.05),
