@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from unbroken.base.config import contract_of
-from unbroken.tasks.common import ELSEWHERE, TrainingConfig
+from unbroken.base.config import Config, contract_of
+from unbroken.tasks.classify.config import DEFAULTS, ClassifyConfig
+from unbroken.tasks.common import ELSEWHERE, RunConfig
 from unbroken.tasks.embed.config import METRICS, OPTIONAL_ROLES, ROLES, EmbedConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -51,29 +52,35 @@ def word(schema: dict[str, Any]) -> str:
     if schema.get("type") == "object":
         return f"names: {word(schema['additionalProperties'])}"
     limits = [f"{name} {schema[key]:g}" for key, name in LIMITS.items() if key in schema]
+    if "prefixItems" in schema:
+        return f"two of those ({', '.join(word(item) for item in schema['prefixItems'])})"
     if schema.get("type") == "array":
         limits.append(f"of {word(schema['items'])}")
     return " ".join([WORDS.get(schema.get("type", ""), "file or rows"), ", ".join(limits)]).strip()
 
 
-def default(schema: dict[str, Any], required: bool) -> str:
+def default(config: type[Config], key: str, schema: dict[str, Any], required: bool) -> str:
     """Return a key's default as it is written in YAML."""
+    if config is ClassifyConfig and key in DEFAULTS["all"]:
+        ours, theirs = (json.dumps(DEFAULTS[kind][key]) for kind in ("all", "sampled"))
+        return f"`{ours}`; `pairs: sampled`: `{theirs}`"
     if required:
         return "required"
     value = schema.get("default")
     return "none" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-def table(keys: list[str], schema: dict[str, Any]) -> str:
+def table(keys: list[str], config: type[Config]) -> str:
     """Return the rows of some keys."""
+    schema = config.model_json_schema()
     lines = ["| key | type | changed under a run | default | meaning |", "|---|---|---|---|---|"]
     for key in keys:
         entry = schema["properties"][key]
         cells = [
             f"`{key}`",
             word(entry),
-            contract_of(EmbedConfig, key),
-            default(entry, key in schema.get("required", ())),
+            contract_of(config, key),
+            default(config, key, entry, key in schema.get("required", ())),
             entry["description"],
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -91,18 +98,20 @@ def losses() -> str:
 
 def render() -> str:
     """Return the whole page."""
-    schema = EmbedConfig.model_json_schema()
-    own = [key for key in EmbedConfig.model_fields if key not in TrainingConfig.model_fields]
-    shared = [key for key in EmbedConfig.model_fields if key in TrainingConfig.model_fields]
+    shared = list(RunConfig.model_fields)
+    own, few = ([key for key in kind.model_fields if key not in shared] for kind in (EmbedConfig, ClassifyConfig))
     elsewhere = [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(ELSEWHERE.items())]
     parts = [
         HEAD.strip(),
         "## Every run",
-        table(shared, schema),
+        table(shared, EmbedConfig),
         "## `task: embed`",
-        table(own, schema),
+        table(own, EmbedConfig),
         "### Losses",
         losses(),
+        "## `task: classify`",
+        "Two values, `[a, b]`, are one for each phase. Defaults differ where batches are of pairs.",
+        table(["task", *few], ClassifyConfig),
         "## Names from elsewhere",
         "These are not understood, but the error points to ours:",
         "\n".join(["| elsewhere | here |", "|---|---|", *elsewhere]),

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dropout": None,
     },
 }
+OURS = DEFAULTS["all"]
 
 
 class ClassifyConfig(RunConfig):
@@ -83,21 +84,29 @@ class ClassifyConfig(RunConfig):
     num_iterations: int | None = identity(
         None, gt=0, description="`pairs: sampled`: so many times a positive and a negative pair for each text"
     )
-    loss: LossName = identity(description="what the first phase learns from a batch")
+    loss: LossName = identity(OURS["loss"], description="what the first phase learns from a batch")
     margin: float = identity(0.25, ge=0, description="of the triplet losses")
     distance: Literal["cosine", "euclidean"] = identity("cosine", description="of the triplet losses")
     temperature: float = identity(0.1, gt=0, description="of supervised_contrastive")
 
-    batch_size: int | tuple[int, int] = identity(description="texts (or pairs) of a step; and examples, in phase 2")
-    num_epochs: float | tuple[float, float] = identity(description="passes over the texts (or pairs); and in phase 2")
-    min_steps: int = identity(gt=0, description="steps of the first phase at least, where num_epochs is left open")
+    batch_size: int | tuple[int, int] = identity(
+        OURS["batch_size"], description="texts (or pairs) of a step; and examples, in phase 2"
+    )
+    num_epochs: float | tuple[float, float] = identity(
+        OURS["num_epochs"], description="passes over the texts (or pairs); and in phase 2"
+    )
+    min_steps: int = identity(
+        OURS["min_steps"], gt=0, description="steps of the first phase at least, unless num_epochs is given"
+    )
     max_steps: int | None = identity(None, gt=0, description="steps of the first phase; wins over both")
     body_learning_rate: float | tuple[float, float] = identity(
-        description="peak learning rate of the encoder; and in phase 2, end to end"
+        OURS["body_learning_rate"], description="peak learning rate of the encoder; and in phase 2, end to end"
     )
     lr_scheduler_type: Schedule = identity("linear", description="course of the first phase's rate after warm-up")
     warmup_ratio: float = identity(0.1, ge=0, le=1, description="share of the first phase's steps spent warming up")
-    dropout: float | None = identity(ge=0, lt=1, description="of the encoder in training; null: as the model says")
+    dropout: float | None = identity(
+        OURS["dropout"], ge=0, lt=1, description="of the encoder in training; null: as the model says"
+    )
     micro_batch_size: int | None = identity(None, gt=0, description="texts in memory at once; default: all of a batch")
     active_vocabulary: bool = identity(
         True, description="train only the embedding rows of tokens that occur; needs weight_decay: 0"
@@ -128,7 +137,7 @@ class ClassifyConfig(RunConfig):
         given = {key: value for key, value in values.items() if value is not None or key not in BOTH}
         if "pairs" not in given and (given.get("num_iterations") is not None or "sampling_strategy" in given):
             given["pairs"] = "sampled"
-        defaults = DEFAULTS.get(given.get("pairs", "all"), DEFAULTS["all"])
+        defaults = DEFAULTS.get(given.get("pairs", "all"), OURS)
         if "num_epochs" in given:
             defaults = defaults | {"min_steps": 1}
         filled = {**defaults, **given}
