@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import os
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Real
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unbroken.base.config import closest
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest, short_digest
 from unbroken.base.stopping import poll
+from unbroken.plan.formats import (
+    POLL_ROWS,
+    Unit,
+    decoded_lines,
+    distinct,
+    is_parquet,
+    numbered_rows,
+    require_columns,
+    require_file,
+    text_rows,
+)
 
-KINDS = ".jsonl, .json, .csv or .tsv (also with .gz), or .parquet"
-BLOCK_BYTES = 1 << 20
-POLL_ROWS = 1024  # rows between two questions whether to stop
-LONGEST_FIELD = 2**31 - 1  # csv refuses fields above 131,072 characters unless told otherwise; documents are longer
 CORRECT = "correct it or remove the row"
 
 
@@ -46,11 +49,15 @@ Source = str | Path | Sequence[Mapping[str, Any]] | Columnar
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by column, able to say where each stands: `lines` holds the line each row starts on, if it has one."""
+    """Rows by column, able to say where each stands: `lines` holds the line each row starts on, if it has one.
+
+    `first` is the number, from 1, of the first row in its source.
+    """
 
     name: str
     columns: dict[str, list[Any]]
     lines: array[int] | None = None
+    first: int = 1
 
     @property
     def num_rows(self) -> int:
@@ -59,11 +66,11 @@ class Table:
 
     def locate(self, row: int) -> str:
         """Say where `row` (counted from 0) stands, counting from 1 as people do: "train.jsonl: line 17"."""
-        return f"{self.name}: row {row + 1}" if self.lines is None else f"{self.name}: line {self.lines[row]}"
+        return f"{self.name}: row {self.first + row}" if self.lines is None else f"{self.name}: line {self.lines[row]}"
 
     def cells(self, column: str) -> list[Any]:
         """Return a column as it was read. Raises `DataError` naming the columns there are."""
-        _require(self.name, [column], self.columns)
+        require_columns(self.name, [column], self.columns)
         return self.columns[column]
 
     def texts(self, column: str) -> list[str]:
@@ -158,42 +165,40 @@ def read_rows(source: Source, name: str | None = None, columns: Sequence[str] | 
     return table
 
 
+def read_blocks(
+    path: Path, size: int, column: str, *, whole: bool = True
+) -> Iterator[tuple[Table, list[Mapping[str, Any]]]]:
+    """Yield a file's rows `size` at a time, as a table and as they are; no more of the file is in memory at once.
+
+    Two exceptions: a `.json` file that is one array, and the lines of a csv record, are read whole. Each line of a
+    `.txt` file is a row of the one `column`. Without `whole` a parquet file's other columns are left out. Raises
+    `DataError` as `read_rows` does, in the middle too.
+    """
+    require_file(path)
+    name, empty = path.name, True
+    unit: Unit
+    if is_parquet(path):
+        rows, unit = _parquet_rows(path, name, size, None if whole else [column]), "row"
+    elif path.name.lower().removesuffix(".gz").endswith(".txt"):
+        rows, unit = text_rows(decoded_lines(path, name), column), "line"
+    else:
+        rows, unit = numbered_rows(path, name)
+    while block := list(islice(rows, size)):
+        yield _collect(name, block, None, unit), [row for _, row in block]
+        empty = False
+    if empty:
+        raise DataError(f"{name} is empty: it has no row of data", next_step="give a source with rows")
+
+
 def _read_file(path: Path, name: str, wanted: Sequence[str] | None) -> Table:
-    _require_file(path)
-    plain = path.name.lower().removesuffix(".gz")
-    if path.name.lower().endswith(".parquet"):
+    require_file(path)
+    if is_parquet(path):
         return _read_parquet(path, name, wanted)
-    lines = _lines(path, name)
-    match Path(plain).suffix:
-        case ".jsonl":
-            return _collect(name, _json_rows(name, lines), wanted, "line")
-        case ".json":
-            return _read_json(name, lines, wanted)
-        case ".csv":
-            return _collect(name, _csv_rows(name, lines, ","), wanted, "line")
-        case ".tsv":
-            return _collect(name, _csv_rows(name, lines, "\t"), wanted, "line")
-    raise DataError(f"{name}: this kind of file is not known", next_step=f"use {KINDS}")
+    rows, unit = numbered_rows(path, name)
+    return _collect(name, rows, wanted, unit)
 
 
-def _require_file(path: Path) -> None:
-    """Raise `DataError` if there is no such file, suggesting the one most like it in the folder."""
-    try:
-        if path.is_file():
-            return
-        if path.is_dir():
-            raise DataError(f"{path} is a folder, not a file", next_step="name one file in it")
-        if not path.parent.is_dir():
-            raise DataError(f"no file {path}: there is no folder {path.parent}", next_step="correct the path")
-        near = closest(path.name, sorted(os.listdir(path.parent)))
-    except OSError as failure:
-        raise _unreadable(path, failure) from None
-    raise DataError(f"no file {path}", next_step=f"did you mean '{near}'?" if near else "correct the path")
-
-
-def _collect(
-    name: str, rows: Iterable[tuple[int, Any]], wanted: Sequence[str] | None, unit: Literal["line", "row"]
-) -> Table:
+def _collect(name: str, rows: Iterable[tuple[int, Any]], wanted: Sequence[str] | None, unit: Unit) -> Table:
     """Gather numbered rows by column; the first row stands for all in a message about its columns."""
     columns: dict[str, list[Any]] = {column: [] for column in wanted or ()}
     numbers = array("q")
@@ -204,135 +209,39 @@ def _collect(
         if wanted is None:
             columns.update({column: [None] * len(numbers) for column in row if column not in columns})
         elif not row.keys() >= columns.keys():
-            _require(place if numbers else name, columns, row)
+            require_columns(place if numbers else name, columns, row)
         for column, cells in columns.items():
             cells.append(row.get(column))
         numbers.append(number)
-    return Table(name, columns, numbers if unit == "line" else None)
-
-
-def _require(place: str, wanted: Iterable[str], there: Iterable[str]) -> None:
-    """Raise `DataError` for the first wanted column that is not there."""
-    known = [str(column) for column in there]
-    for column in wanted:
-        if column not in known:
-            near = closest(column, known)
-            raise DataError(
-                f"{place}: there is no column '{column}'",
-                why=f"the columns are {', '.join(known) or 'none'}",
-                next_step=f"did you mean '{near}'?" if near else "name one of these, or add the column",
-            )
-
-
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file, numbered from 1, with their ends; only a line feed ends a line."""
-    number = 0
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, 1):
-                if not number % POLL_ROWS:
-                    poll()
-                yield number, line.decode("utf-8" if number > 1 else "utf-8-sig")
-    except UnicodeDecodeError as failure:
-        byte = failure.object[failure.start]
-        raise DataError(
-            f"{name}: line {number} is not UTF-8 (byte 0x{byte:02x} at {failure.start + 1})",
-            next_step="save the file as UTF-8",
-        ) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as failure:
-        raise DataError(
-            f"{name}: damaged or cut off, readable up to line {number}",
-            why=str(failure),
-            next_step="copy or download the file again",
-        ) from None
-    except OSError as failure:
-        raise _unreadable(path, failure) from None
-
-
-def _unreadable(path: Path, failure: OSError) -> DataError:
-    cause = failure.strerror or str(failure)
-    return DataError(f"{path} cannot be read", why=cause, next_step="check the disk and the file's permissions")
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open a file for reading, unpacked; the buffer makes the lines in C, several times faster than gzip does."""
-    if path.name.lower().endswith(".gz"):
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, gzip.open(path)), BLOCK_BYTES))
-    return path.open("rb", BLOCK_BYTES)
-
-
-def _json_rows(name: str, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, Any]]:
-    for number, text in lines:
-        if text and not text.isspace():
-            yield number, _parse_json(name, text, number)
-
-
-def _read_json(name: str, lines: Iterable[tuple[int, str]], wanted: Sequence[str] | None) -> Table:
-    """Read one array of objects or, as many `.json` files are in truth, one object a line."""
-    text = "".join(line for _, line in lines)
-    if text.lstrip()[:1] == "[":
-        return _collect(name, enumerate(_parse_json(name, text, 1), 1), wanted, "row")
-    return _collect(name, _json_rows(name, enumerate(text.split("\n"), 1)), wanted, "line")
-
-
-def _parse_json(name: str, text: str, first_line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as failure:
-        place = f"{name}: line {first_line + failure.lineno - 1}, column {failure.colno}"
-        cause = failure.msg
-    except (ValueError, RecursionError) as failure:  # a number of over 4300 digits; brackets nested too deep
-        place, cause = f"{name}: line {first_line}", str(failure)
-    raise DataError(f"{place}: broken JSON", why=cause, next_step="write each row as one complete JSON object")
-
-
-def _csv_rows(name: str, lines: Iterable[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield each record with the line it starts on; a record may span lines, and blank lines are none."""
-    reader = csv.reader((text for _, text in lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    start = 1
-    previous = csv.field_size_limit(LONGEST_FIELD)
-    try:
-        for fields in reader:
-            if header is None and fields:
-                header = _distinct(name, fields)
-            elif header is not None and len(fields) == len(header):
-                yield start, dict(zip(header, fields, strict=True))
-            elif header is not None and fields:
-                count = f"{len(fields)} field{'s' * (len(fields) > 1)}"
-                raise DataError(
-                    f"{name}: line {start} has {count} where the header has {len(header)}",
-                    next_step=f"put double quotes around fields that contain {delimiter!r}, quotes or line ends",
-                )
-            start = reader.line_num + 1
-    except csv.Error as failure:
-        raise DataError(
-            f"{name}: line {start} cannot be split into fields",
-            why=str(failure),
-            next_step="close every quoted field, and double the quotes inside it",
-        ) from None
-    finally:
-        csv.field_size_limit(previous)
-
-
-def _distinct(name: str, columns: list[str]) -> list[str]:
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise DataError(f"{name}: there are two columns '{twice}'", next_step="rename one of them")
-    return columns
+    return Table(name, columns, numbers if unit == "line" else None, numbers[0] if numbers else 1)
 
 
 def _read_parquet(path: Path, name: str, wanted: Sequence[str] | None) -> Table:
+    with _opened_parquet(path, name, wanted) as (file, kept):
+        content = file.read(columns=kept)
+        return Table(name, {column: content.column(column).to_pylist() for column in kept})
+
+
+def _parquet_rows(path: Path, name: str, size: int, wanted: Sequence[str] | None) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with _opened_parquet(path, name, wanted) as (file, kept):
+        for batch in file.iter_batches(size, columns=kept):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+
+
+@contextmanager
+def _opened_parquet(path: Path, name: str, wanted: Sequence[str] | None) -> Iterator[tuple[Any, list[str]]]:
+    """Open a parquet file; give it and the names of the columns to read. What is wrong with it is a `DataError`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            there = _distinct(name, file.schema_arrow.names)
-            _require(name, wanted or (), there)
-            kept = list(wanted or there)
-            content = file.read(columns=kept)
-            return Table(name, {column: content.column(column).to_pylist() for column in kept})
+            there = distinct(name, file.schema_arrow.names)
+            require_columns(name, wanted or (), there)
+            yield file, list(wanted or there)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as failure:
         cause = str(failure).partition("\n")[0]
         raise DataError(f"{name}: not a whole parquet file", why=cause, next_step="copy or write it again") from None
@@ -346,7 +255,7 @@ def _read_dataset(dataset: Columnar, name: str, wanted: Sequence[str] | None) ->
             f"{name} is {kind}, which has no rows by number",
             next_step="give one split, as in dataset['train'], or a list of its rows",
         )
-    _require(name, wanted or (), there)
+    require_columns(name, wanted or (), there)
     # A dataset set to give tensors gives them here too: take plain Python values.
     plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
     return Table(name, {column: list(plain[column][:]) for column in wanted or there})
