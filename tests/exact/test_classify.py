@@ -109,6 +109,19 @@ def test_the_model_is_the_recorded_one(model: Path, tmp_path: Path) -> None:
     assert head.weight.abs().max() > 0
 
 
+def test_weights_of_classes_that_are_numbers(model: Path, tmp_path: Path) -> None:
+    """Digits sort otherwise than numbers: 11 before 3. The record must read the same, and be what is asked again."""
+    rows = [row | {"label": {"class 0": 3, "class 1": 7, "class 2": 11}[row["label"]]} for row in labelled()]
+    asked = values(model, train_data=rows, class_weight={3: 2.0, 7: 1.0, 11: 0.5})
+    train(asked, tmp_path / "run", stop_after=4)
+    assert train(asked, tmp_path / "run").finished
+    train(asked | {"class_weight": {11: 0.5, 7: 1.0, 3: 2.0}}, tmp_path / "whole")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    train(asked | {"class_weight": None}, tmp_path / "other")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
 def test_the_seed_matters(model: Path, tmp_path: Path) -> None:
     """A control: without it two runs could be equal because nothing depends on anything."""
     train(values(model), tmp_path / "one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from unbroken.base.config import closest, content, identity, operational
 from unbroken.plan import pairs, strata
@@ -142,6 +142,14 @@ class ClassifyConfig(RunConfig):
             defaults = defaults | {"min_steps": 1}
         filled = {**defaults, **given}
         return filled | {key: tuple(filled[key]) for key in BOTH if isinstance(filled[key], list)}
+
+    @field_validator("class_weight", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Call classes that are numbers by their digits, as JSON does, in which runs are recorded and compared."""
+        if not isinstance(value, Mapping):
+            return value
+        return {str(name) if type(name) is int else name: weight for name, weight in value.items()}
 
     @model_validator(mode="after")
     def _consistent_phases(self) -> Self:
