@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from unbroken.tasks.classify.measure import ClassScore
 
 
 def evaluate(
@@ -14,15 +17,20 @@ def evaluate(
     *,
     loss: str | None = None,
     columns: Annotated[list[str] | None, Parameter(negative=())] = None,
+    metric: Annotated[list[str] | None, Parameter(negative=())] = None,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Measure a model on held-out rows: retrieval, graded similarity or triplets, by the columns there are.
+    """Measure a model on held-out rows: a classifier by its labels, an embedding model by the columns there are.
+
+    A classifier's accuracy, F1, log loss and calibration error come with precision, recall and F1 of each class. An
+    embedding model is measured by retrieval, graded similarity or triplets; so is a classifier's with --loss.
 
     **Examples**
 
         unbroken evaluate runs/debian                               on the run's own eval_data
         unbroken evaluate runs/debian debian.test.jsonl.gz --json   columns from the run
         unbroken evaluate path/to/minilm pairs.csv --columns anchor=question --columns positive=answer
+        unbroken evaluate runs/snips snips.test.jsonl.gz --metric f1_macro
 
     Parameters
     ----------
@@ -34,14 +42,43 @@ def evaluate(
         Which kind of rows: multiple_negatives_ranking (pairs), cosent (scored pairs), triplet. Default: the run's.
     columns
         role=column; may be given several times. Default: the run's.
+    metric
+        Of a classifier, what to print first; may be given several times. Default: the run's.
     json
-        Print one flat JSON object.
+        Print one flat JSON object, without the classes.
     """
-    from unbroken.cli.output import print_values
-    from unbroken.tasks.embed.measure import measure
+    from unbroken.cli.output import print_table, print_values
+    from unbroken.tasks.classify.predict import is_classifier
 
-    print_values(measure(model, data, loss, pairs(columns or [])), as_json=json)
+    roles = pairs(columns or [])
+    if loss is not None or not is_classifier(model):
+        from unbroken.tasks.embed.measure import measure as measure_embeddings
+
+        refuse_metric(metric)
+        print_values(measure_embeddings(model, data, loss, roles), as_json=json)
+        return 0
+    from unbroken.tasks.classify.measure import measure
+
+    found = measure(model, None if data is None else str(data), roles, metric)
+    print_values(found.metrics, as_json=json)
+    if not json:
+        print()
+        print_table(("class", "precision", "recall", "f1", "support"), map(cells, found.classes))
     return 0
+
+
+def cells(score: ClassScore) -> tuple[str, ...]:
+    """Return a line of the table of classes."""
+    shares = (f"{share:.4f}" for share in (score.precision, score.recall, score.f1))
+    return (str(score.label), *shares, f"{score.support:,}")
+
+
+def refuse_metric(metric: list[str] | None) -> None:
+    """Raise `ConfigError` for --metric with an embedding model, whose metrics follow from the rows."""
+    from unbroken.base.errors import ConfigError
+
+    if metric:
+        raise ConfigError("--metric is for classifiers", next_step="leave it out: all metrics of the rows are printed")
 
 
 def pairs(given: list[str]) -> dict[str, str]:

@@ -44,6 +44,7 @@ VERBS = {
     "diff": ("unbroken.cli.diff:diff", "Compare two runs or checkpoints: first differing step, tensor, key, version."),
     "evaluate": ("unbroken.cli.evaluate:evaluate", "Measure a model on held-out rows."),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
+    "predict": ("unbroken.cli.predict:predict", "Classify texts with a trained classifier."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),
     "demo": ("unbroken.cli.demo:demo", "Train, be killed, continue, and prove it made no difference."),
 }

@@ -86,6 +86,24 @@ def require_writable(place: Path) -> None:
         )
 
 
+def require_output(output: Path, suffix: str, source: Path) -> None:
+    """Raise `ConfigError` unless `output` can become a file, and not in place of `source`, which is read for it."""
+    what, parent = "", output.absolute().parent
+    if output.is_dir():
+        what = "is a folder"
+    elif not parent.is_dir():
+        what = f"cannot be written: there is no folder {output.parent}"
+    elif output.exists() and not output.is_file():
+        what = "is a device or a pipe, which a file would take the place of"
+    elif output.exists() and source.exists() and output.samefile(source):
+        what = "is the file that is read"
+    if what:
+        raise ConfigError(
+            f"--output {output} {what}", next_step=f"give the path of a {suffix} file in a folder that exists"
+        )
+    require_writable(parent)
+
+
 def require_descriptors(count: int = SPARE_DESCRIPTORS) -> None:
     """Raise `ConfigError` unless this process can open `count` files more."""
     handles = []

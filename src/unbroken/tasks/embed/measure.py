@@ -10,7 +10,7 @@ import numpy as np
 
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.plan.source import read_rows
-from unbroken.run.preflight import require_writable
+from unbroken.run.preflight import require_output
 from unbroken.store.arrays import replace_array
 from unbroken.store.run import read_run
 from unbroken.tasks.base_model import require_weights
@@ -58,10 +58,7 @@ def encode_file(
 
     Without a `prompt` the model's own default is put before every text.
     """
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        what = "is a folder" if output.is_dir() else f"cannot be written: there is no folder {output.parent}"
-        raise ConfigError(f"--output {output} {what}", next_step="give the path of a .npy file in a folder that exists")
-    require_writable(output.absolute().parent)
+    require_output(output, ".npy", texts)
     require_model(model)
     rows = read_texts(texts, column)
     embeddings = np.asarray(
