@@ -9,16 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unbroken.bridges.estimator import Classifier
     from unbroken.models.encoder import Encoder
+    from unbroken.tasks.classify.config import ClassifyConfig
     from unbroken.tasks.embed.config import EmbedConfig
     from unbroken.tasks.fork import fork
     from unbroken.tasks.loop import Loop
     from unbroken.tasks.train import train
 
 __version__ = "0.1.0"
-__all__ = ["EmbedConfig", "Encoder", "Loop", "__version__", "fork", "train"]
+__all__ = ["Classifier", "ClassifyConfig", "EmbedConfig", "Encoder", "Loop", "__version__", "fork", "train"]
 
 _HOMES = {
+    "Classifier": "unbroken.bridges.estimator",
+    "ClassifyConfig": "unbroken.tasks.classify.config",
     "EmbedConfig": "unbroken.tasks.embed.config",
     "Encoder": "unbroken.models.encoder",
     "Loop": "unbroken.tasks.loop",
