@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from unbroken.bridges.estimator import Classifier
     from unbroken.models.encoder import Encoder
     from unbroken.tasks.classify.config import ClassifyConfig
+    from unbroken.tasks.classify.report import report
     from unbroken.tasks.embed.config import EmbedConfig
     from unbroken.tasks.fork import fork
     from unbroken.tasks.loop import Loop
     from unbroken.tasks.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "ClassifyConfig", "EmbedConfig", "Encoder", "Loop", "__version__", "fork", "train"]
+__all__ = ["Classifier", "ClassifyConfig", "EmbedConfig", "Encoder", "Loop", "__version__", "fork", "report", "train"]
 
 _HOMES = {
     "Classifier": "unbroken.bridges.estimator",
@@ -27,6 +28,7 @@ _HOMES = {
     "Encoder": "unbroken.models.encoder",
     "Loop": "unbroken.tasks.loop",
     "fork": "unbroken.tasks.fork",
+    "report": "unbroken.tasks.classify.report",
     "train": "unbroken.tasks.train",
 }
 

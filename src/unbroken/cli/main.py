@@ -43,6 +43,10 @@ VERBS = {
     ),
     "diff": ("unbroken.cli.diff:diff", "Compare two runs or checkpoints: first differing step, tensor, key, version."),
     "evaluate": ("unbroken.cli.evaluate:evaluate", "Measure a model on held-out rows."),
+    "report": (
+        "unbroken.cli.report:report",
+        "Say what a classification run came to, beside baselines, and where it errs.",
+    ),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
     "predict": ("unbroken.cli.predict:predict", "Classify texts with a trained classifier."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),
