@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unbroken.models.classifying import ClassifierSettings
+from unbroken.models.logistic import fit_logistic
 from unbroken.tasks.classify import mislabelled
 from unbroken.tasks.classify.baselines import (
     ON_TEXTS,
@@ -150,6 +151,42 @@ def test_each_text_is_judged_once_and_by_all_others_but_its_fold(monkeypatch: py
     found = mislabelled.held_out_probabilities(embeddings, targets, watched, 0, lambda more: None)
     assert sorted(judged) == list(range(41))
     assert found[:, 0].tolist() == list(range(41)), "each text has its own probabilities"
+
+
+def test_a_probability_counts_relative_to_what_its_label_usually_gets() -> None:
+    """Label 0 is hard and gets 0.3 on average, so 0.29 of it is no reason for doubt; 0.4 of label 1 is, which gets 0.8.
+
+    A star: the suggested label has as much as texts that have it.
+    """
+    probabilities = np.array(
+        [[0.29, 0.31, 0.40], [0.31, 0.30, 0.39], [0, 0.95, 0.05], [0.6, 0.4, 0], [0, 0.95, 0.05], [0.9, 0.9, 0.91]]
+    )
+    given = np.array([0, 0, 1, 1, 1, 2])
+    found = suspects(probabilities, given)
+    assert [one.row for one in found] == [3, 0, 1]
+    assert [one.suggested for one in found] == [0, 2, 2]
+    assert [one.stands_out for one in found] == [True, False, False]
+    assert found[0].relative == pytest.approx(0.4 / np.mean([0.95, 0.4, 0.95]))
+    assert (found[0].probability, found[0].suggested_probability) == (0.4, 0.6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("weight", [None, {0: 3.0}])
+def test_heads_are_fitted_like_the_run_s_own(normalize: bool, weight: Any) -> None:
+    embeddings, targets = clusters(5, 1, spread=0.5)
+    embeddings *= torch.arange(1, len(targets) + 1)[:, None]
+    settings = ClassifierSettings("differentiable", tuple("abcd"), DIMENSION, normalize_embeddings=normalize)
+    head = HeadFitter(settings, weight)(embeddings, targets)
+    expected = fit_logistic(
+        embeddings.numpy(), targets, num_labels=LABELS, class_weight=weight, normalize_embeddings=normalize
+    )
+    assert torch.equal(head.weight, expected.weight)
+    assert torch.equal(head.bias, expected.bias)
+    assert head.normalize_embeddings == normalize
+    others = {
+        torch.sum(HeadFitter(settings, other)(embeddings, targets).weight.abs()).item() for other in (None, {0: 3.0})
+    }
+    assert len(others) == 2, "a control: the weight makes a difference"
 
 
 def test_sizes_of_the_curve() -> None:
