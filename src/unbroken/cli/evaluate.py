@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from unbroken.tasks.classify.measure import ClassScore
+    from unbroken.tasks.classify.scores import ClassScore
 
 
 def evaluate(
@@ -70,7 +70,7 @@ def evaluate(
 def cells(score: ClassScore) -> tuple[str, ...]:
     """Return a line of the table of classes."""
     shares = (f"{share:.4f}" for share in (score.precision, score.recall, score.f1))
-    return (str(score.label), *shares, f"{score.support:,}")
+    return (str(score.name), *shares, f"{score.support:,}")
 
 
 def refuse_metric(metric: list[str] | None) -> None:

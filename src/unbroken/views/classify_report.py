@@ -128,7 +128,7 @@ def classes(report: Report, screen: Console) -> None:
     table = grid("class", "precision", "recall", "95%", "F1", "texts")
     for one in shown:
         cells = (
-            one.name,
+            str(one.name),
             f"{one.precision:.3f}",
             f"{one.recall:.3f}",
             interval(one.recall_interval),

@@ -19,7 +19,7 @@ from tests.tiny import WORDS, make_model_folder
 from unbroken.base.errors import ConfigError, DataError, UnbrokenError
 from unbroken.models import classifying
 from unbroken.tasks.classify import predict
-from unbroken.tasks.classify.measure import class_scores, measure
+from unbroken.tasks.classify.measure import measure
 from unbroken.tasks.classify.predict import (
     CLASSIFIER_FILE,
     ROWS_AT_ONCE,
@@ -28,6 +28,7 @@ from unbroken.tasks.classify.predict import (
     open_classifier,
     predict_file,
 )
+from unbroken.tasks.classify.scores import class_scores, one_hot
 
 NAMES = ("red", "green", "blue")
 
@@ -137,16 +138,18 @@ def test_classes_are_scored_as_by_scikit_learn(runs: Path, one: TextClassifier) 
     truth, found = [row["label"] for row in rows], one.predict([row["text"] for row in rows])
     theirs = classification_report(truth, found, output_dict=True, zero_division=0)
     scores = measure(runs / "one").classes
-    assert [score.label for score in scores] == list(one.labels)
+    assert [score.name for score in scores] == list(one.labels)
     for score in scores:
-        wanted = theirs[score.label]
+        wanted = theirs[score.name]
         assert (score.precision, score.recall) == (wanted["precision"], wanted["recall"])
         assert (score.f1, score.support) == (pytest.approx(wanted["f1-score"]), wanted["support"])
 
 
 def test_a_class_that_is_nowhere_scores_nothing() -> None:
     targets, found = np.array([0, 0, 1]), np.array([0, 2, 2])
-    assert [(s.precision, s.recall, s.f1, s.support) for s in class_scores("abcd", targets, found)] == [
+    assert [
+        (s.precision, s.recall, s.f1, s.support) for s in class_scores(one_hot(found, 4), one_hot(targets, 4), "abcd")
+    ] == [
         (1.0, 0.5, pytest.approx(2 / 3), 2),
         (0.0, 0.0, 0.0, 1),
         (0.0, 0.0, 0.0, 0),

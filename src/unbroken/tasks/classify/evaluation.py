@@ -9,12 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unbroken.base.fingerprint import canonical, digest
-from unbroken.models.calibration import expected_calibration_error
+from unbroken.models.calibration import expected_calibration_error, log_loss
 from unbroken.models.encoder import Encoder
 from unbroken.tasks.classify.data import LabelledTexts
-
-Floats = NDArray[np.float64]
-TINY = 1e-12  # the least probability that is taken the logarithm of
+from unbroken.tasks.classify.scores import Floats, decide, macro_f1, one_hot
 
 
 @dataclass(frozen=True)
@@ -40,20 +38,12 @@ def measures(probabilities_NL: Floats, targets: NDArray[np.int64]) -> dict[str, 
     accuracy asks for all of a text's labels.
     """
     several = targets.ndim == 2
-    truth_NL = targets.astype(bool) if several else np.eye(probabilities_NL.shape[1], dtype=bool)[targets]
-    if several:
-        found_NL = probabilities_NL >= 0.5
-    else:
-        found_NL = np.eye(probabilities_NL.shape[1], dtype=bool)[probabilities_NL.argmax(axis=1)]
-    right, found, wanted = (found_NL & truth_NL).sum(axis=0), found_NL.sum(axis=0), truth_NL.sum(axis=0)
-    seen = (found + wanted) > 0  # a class that is neither there nor predicted says nothing
-    f1 = 2 * right[seen] / (found + wanted)[seen]
-    likely = np.where(truth_NL, probabilities_NL, 1 - probabilities_NL if several else 1.0)
-    surprise = -np.log(np.maximum(likely, TINY)).sum(axis=1)
+    found_NL, truth_NL = decide(probabilities_NL, several), one_hot(targets, probabilities_NL.shape[1])
+    right_L, found_L, wanted_L = ((found_NL & truth_NL).sum(axis=0), found_NL.sum(axis=0), truth_NL.sum(axis=0))
     return {
         "accuracy": float((found_NL == truth_NL).all(axis=1).mean()),
-        "f1_macro": float(f1.mean()),
-        "f1_micro": float(2 * right.sum() / max(1, (found + wanted).sum())),
-        "log_loss": float(surprise.mean()),
+        "f1_macro": float(macro_f1(right_L, found_L, wanted_L)),
+        "f1_micro": float(2 * right_L.sum() / max(1, (found_L + wanted_L).sum())),
+        "log_loss": log_loss(probabilities_NL, targets),
         "calibration_error": expected_calibration_error(probabilities_NL, targets),
     }

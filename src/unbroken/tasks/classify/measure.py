@@ -17,26 +17,13 @@ from unbroken.base.errors import ConfigError
 from unbroken.store.run import read_run
 from unbroken.tasks.classify.config import METRICS, ClassifyConfig
 from unbroken.tasks.classify.data import LabelledTexts, Labels
-from unbroken.tasks.classify.predict import Label, TextClassifier, decided, open_classifier
+from unbroken.tasks.classify.predict import TextClassifier, decided, open_classifier
+from unbroken.tasks.classify.scores import ClassScore, class_scores, one_hot
 from unbroken.tasks.origin import enclosing_run
 from unbroken.tasks.request import ROWS_IN_MEMORY
 
 Metric = str | Callable[[Any, Any], float]
 RECORDED = ("columns", "eval_data", "metric")
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One class: which share of what was predicted as it is right, which share of it was found, and both as F1.
-
-    `support` is the number of its texts. What has nothing to be a share of is 0, as in scikit-learn.
-    """
-
-    label: Label
-    precision: float
-    recall: float
-    f1: float
-    support: int
 
 
 @dataclass(frozen=True)
@@ -134,19 +121,6 @@ def measured(
         else:
             names = [[classifier.labels[place] for place in places] for places in (targets, found)]
             ordered[one.__name__] = float(one(*names))
-    return Measured(ordered | values, class_scores(classifier.labels, targets, found))
-
-
-def class_scores(labels: Sequence[Label], targets: NDArray[np.int64], found: NDArray[Any]) -> tuple[ClassScore, ...]:
-    """Return the score of each class; both arrays hold places of labels [N], or whether each applies [N, L]."""
-    columns = np.arange(len(labels))
-    truth_NL, found_NL = (
-        array.astype(bool) if array.ndim == 2 else array[:, None] == columns for array in (targets, found)
-    )
-    scores = []
-    for place, label in enumerate(labels):
-        right = int((truth_NL[:, place] & found_NL[:, place]).sum())
-        predicted, support = int(found_NL[:, place].sum()), int(truth_NL[:, place].sum())
-        shares = (right / max(1, predicted), right / max(1, support), 2 * right / max(1, predicted + support))
-        scores.append(ClassScore(label, *shares, support))
-    return tuple(scores)
+    count = len(classifier.labels)
+    classes = class_scores(one_hot(found, count), one_hot(targets, count), classifier.labels)
+    return Measured(ordered | values, tuple(classes))

@@ -133,7 +133,7 @@ class ClassScore:
     What would be a share of no text is 0.
     """
 
-    name: str
+    name: str | int
     precision: float
     recall: float
     f1: float
@@ -141,7 +141,7 @@ class ClassScore:
     recall_interval: Interval
 
 
-def class_scores(found_NL: Bools, truth_NL: Bools, names: Sequence[str]) -> list[ClassScore]:
+def class_scores(found_NL: Bools, truth_NL: Bools, names: Sequence[str | int]) -> list[ClassScore]:
     """Return each class on its own, in their order."""
     right_L, found_L, wanted_L = (found_NL & truth_NL).sum(axis=0), found_NL.sum(axis=0), truth_NL.sum(axis=0)
     return [
