@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "chunks": {"micro_batch_size": 3},
     "the whole vocabulary": {"active_vocabulary": False},
     "evaluated": {"eval_data": labelled(20, seed=1), "eval_steps": 3},
-    "best of them": {"eval_data": labelled(20, seed=1), "eval_steps": 2, "load_best_model_at_end": True},
     "calibrated": {"eval_data": labelled(20, seed=1), "calibrate": True},
     "drawn examples": {"samples_per_label": 5, "normalize_embeddings": True, "class_weight": "balanced"},
     "sampled pairs": {"pairs": "sampled"},
@@ -67,6 +67,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "several labels": {"train_data": several()},
     "several labels, sampled": {"train_data": several(), "pairs": "sampled"},
     "differentiable": DIFFERENTIABLE,
+    "best of them": {
+        **DIFFERENTIABLE,
+        "eval_data": labelled(20, seed=1),
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+    },
     "end to end": {**DIFFERENTIABLE, "end_to_end": True},
     "end to end in chunks": {**DIFFERENTIABLE, "end_to_end": True, "micro_batch_size": 4},
 }
@@ -120,6 +126,21 @@ def test_weights_of_classes_that_are_numbers(model: Path, tmp_path: Path) -> Non
     train(asked | {"class_weight": None}, tmp_path / "other")
     with pytest.raises(AssertionError):
         assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+def test_the_best_model_has_its_head(model: Path, tmp_path: Path) -> None:
+    """Evaluations of the first phase say what a head fitted then would do: none of its steps is the model."""
+    rows = labelled(12, seed=1)
+    asked = values(model, **DIFFERENTIABLE, eval_data=rows, eval_steps=1, load_best_model_at_end=True)
+    asked["head_learning_rate"] = 1e-6  # the head stays as bad as it began: every step before the boundary looks better
+    train(asked, tmp_path / "run")
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines()]
+    scores = {record["n"]: record["metrics"]["accuracy"] for record in records if record["kind"] == "evaluation"}
+    best = records[-1]["best"]
+    boundary = DIFFERENTIABLE["max_steps"]
+    assert max(scores[step] for step in range(1, boundary)) > scores[best]
+    assert best > boundary
+    assert best == max(range(boundary + 1, max(scores) + 1), key=lambda step: (scores[step], -step))
 
 
 def test_the_seed_matters(model: Path, tmp_path: Path) -> None:

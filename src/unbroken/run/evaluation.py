@@ -118,7 +118,7 @@ class Evaluations:
 
     def _choose(self, state: State, metrics: dict[str, float]) -> bool:
         name = self.choice.best_metric
-        if name is None or state.step == 0:
+        if name is None or state.step == 0 or not self.job.phase_at(state.step - 1)[1].completes:
             return False
         if name not in metrics:
             raise ConfigError(f"metric_for_best_model: '{name}' is not among the metrics: {', '.join(metrics)}")

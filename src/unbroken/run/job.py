@@ -31,7 +31,8 @@ class Phase:
     `trains` tells by fully qualified name which parameters move; without it each keeps its `requires_grad`.
     Without `learning_rate` the optimizer's own rate is left alone. `draws_per_step` is how many separately seeded
     stretches (chunks, and the loss) one step has at most: it spaces the seeds of successive steps. `encode` and
-    `gradients` are the phase's own where they are not the job's.
+    `gradients` are the phase's own where they are not the job's. The model after a step of a phase that does not
+    `completes` it lacks something still: it is never chosen as the best.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Phase:
     draws_per_step: int = 1
     encode: Callable[[Any, int], Any] | None = None
     gradients: Callable[[Any, Scope], Tensor] | None = None
+    completes: bool = True
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ ELSEWHERE = {
 }
 DEVICES = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 
+EVALUATION_DECIDES = ("load_best_model_at_end", "calibrate")  # with one of these, eval_data makes the model what it is
 Schedule = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 
 

@@ -14,7 +14,7 @@ from unbroken.run.verification import Problem, Verification
 from unbroken.store import layout
 from unbroken.store.files import DamagedError
 from unbroken.store.run import read_run
-from unbroken.tasks.common import RunConfig
+from unbroken.tasks.common import EVALUATION_DECIDES, RunConfig
 from unbroken.tasks.contract import compose_contract, first_changed_row, resolve_threads
 from unbroken.tasks.request import Request, resolve_config
 from unbroken.tasks.task import Prepared, Progress, find_task
@@ -128,7 +128,7 @@ def _replay(
 def _inputs(root: Path, document: Mapping[str, Any], inputs: Mapping[str, Any]) -> tuple[RunConfig, Prepared]:
     """Read data and model files anew, not from the run's cache."""
     values = {**document["config"], "output_dir": str(root), **inputs}
-    if not document["config"].get("load_best_model_at_end") and "eval_data" not in inputs:
+    if not any(document["config"].get(key) for key in EVALUATION_DECIDES) and "eval_data" not in inputs:
         values["eval_data"] = None  # nothing is evaluated here, and it may be gone
     config = resolve_config(Request(values, dict.fromkeys(values, str(root))), document)
     return config, find_task(config.task).prepare(config, None)

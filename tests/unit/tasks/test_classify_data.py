@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unbroken.base.errors import DataError
+from unbroken.base.errors import ConfigError, DataError
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.data import LabelledTexts
 
@@ -92,3 +92,38 @@ def test_evaluation_data_without_a_class() -> None:
     training = read(ROWS)
     held_out = LabelledTexts([{"text": "x", "label": "a"}], config(), training.labels)
     assert "no row of 1 of the classes (b)" in str(held_out.require_like(training))
+
+
+REFUSED_KEYS = {
+    "end to end without gradients": ({"end_to_end": True}, "add `head: differentiable`"),
+    "iterations of texts": ({"pairs": "all", "num_iterations": 5}, "num_iterations counts pairs"),
+    "pairs for a loss of batches": ({"pairs": "sampled", "loss": "batch_all_triplet"}, "needs batches"),
+    "decay of rows that are not trained": ({"weight_decay": 0.1}, "active_vocabulary: false"),
+    "calibration on nothing": ({"calibrate": True}, "add `eval_data: FILE`"),
+    "the best of one head": ({"load_best_model_at_end": True, "eval_data": "e"}, "a logistic regression has one"),
+    "no metric": ({"metric_for_best_model": "acuracy"}, "did you mean 'accuracy'?"),
+    "a learning rate of nothing": ({"body_learning_rate": [2e-5, 0.0]}, "give numbers above 0"),
+    "three batch sizes": ({"batch_size": [1, 2, 3]}, "batch_size"),
+    "another tool's name": ({"learning_rate": 1e-5}, "did you mean 'body_learning_rate'?"),
+    "a role of embeddings": ({"columns": {"anchor": "text"}}, "a classifier reads text and label, not 'anchor'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_KEYS, ids=str)
+def test_keys_refused(case: str) -> None:
+    changes, message = REFUSED_KEYS[case]
+    with pytest.raises(ConfigError) as refusal:
+        config(**changes)
+    assert message in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+def test_what_is_left_open_follows_from_the_kind_of_pairs() -> None:
+    ours, theirs = config(), config(num_iterations=20)
+    assert (ours.pairs, theirs.pairs) == ("all", "sampled")
+    assert (theirs.batch_size, theirs.num_epochs, theirs.body_learning_rate) == ((16, 2), (1, 16), (2e-5, 1e-5))
+    assert (theirs.loss, theirs.dropout) == ("cosine_similarity", None)
+    assert ours.both("batch_size")[0] == 64
+    assert config(batch_size=[8, 4]).both("batch_size") == (8, 4)
+    assert config(num_epochs=1).min_steps == 1  # who says how many passes means it
+    assert config(num_epochs=None).min_steps == 24

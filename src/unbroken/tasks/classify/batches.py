@@ -50,6 +50,7 @@ class Features:
     def __init__(self, encoder: Encoder, arena: Arena) -> None:
         self.encoder, self.arena = encoder, arena
         self._kept: Tensor | None = None
+        self._kept_of = -1
 
     @torch.no_grad()
     def make(self) -> Tensor:
@@ -62,7 +63,8 @@ class Features:
         return made
 
     def kept(self) -> Tensor:
-        """Return them as they were made the first time: for a phase that leaves the encoder as it is."""
-        if self._kept is None:
-            self._kept = self.make()
+        """Return them as they were made since the weights were last put in place: for a phase that leaves them so."""
+        version = sum(parameter._version for parameter in self.encoder.parameters())  # a restore raises it
+        if self._kept is None or self._kept_of != version:
+            self._kept, self._kept_of = self.make(), version
         return self._kept

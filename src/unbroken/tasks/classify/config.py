@@ -167,6 +167,13 @@ class ClassifyConfig(RunConfig):
                 "weight_decay moves every row of the embedding table, and active_vocabulary trains only those of "
                 "tokens that occur; add `active_vocabulary: false`, or leave out weight_decay"
             )
+        if self.load_best_model_at_end and self.head != "differentiable":
+            raise ValueError(
+                "load_best_model_at_end chooses among steps of the second phase, and a logistic regression has one; "
+                "add `head: differentiable`, or leave it out"
+            )
+        if self.calibrate and self.head != "logistic_regression":
+            raise ValueError("calibrate goes with `head: logistic_regression`; leave one of the two out")
         if self.calibrate and self.eval_data is None:
             raise ValueError("calibrate fits the probabilities to eval_data; add `eval_data: FILE`, or leave it out")
         for role in self.columns:

@@ -67,6 +67,7 @@ def build_job(
                 trains=body.__contains__,
                 max_grad_norm=config.max_grad_norm,
                 draws_per_step=-(-texts_per_step // chunk_size) + 1,
+                completes=False,
             ),
             training.phase(courses, encoding, body),
         ),
