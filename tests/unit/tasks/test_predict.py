@@ -209,6 +209,21 @@ def test_nothing_to_measure_on(runs: Path, base: Path, tmp_path: Path) -> None:
         measure(tmp_path / "run")
 
 
+def test_texts_are_prompted_in_training_as_in_use(tmp_path: Path) -> None:
+    """A head over embeddings of bare texts would be used on embeddings of prompted ones."""
+    prompted = make_model_folder(tmp_path / "prompted")
+    settings = {"prompts": {"topic": "winter evening "}, "default_prompt_name": "topic"}
+    (prompted / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    plain = make_model_folder(tmp_path / "plain")
+    written = [row | {"text": "winter evening " + row["text"]} for row in labelled(30)]
+    train(asked(prompted, labelled), tmp_path / "of the model")
+    train(asked(plain, labelled) | {"train_data": written}, tmp_path / "in the text")
+    train(asked(plain, labelled), tmp_path / "without")
+    heads = [open_classifier(tmp_path / name).head.weight for name in ("of the model", "in the text", "without")]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "txt"])
 def test_a_file_is_predicted_row_by_row(ending: str, one: TextClassifier, tmp_path: Path) -> None:
     source = tmp_path / f"texts.{ending}"

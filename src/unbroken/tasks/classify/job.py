@@ -42,6 +42,7 @@ def build_job(
         content=digest(canonical([data.digest, "text", data.chosen.tolist()])),
         texts=lambda: [data.texts[row] for row in data.chosen],
         encoder=encoder,
+        prompt=encoder.resolve_prompt(),  # with which it will be used
         on_progress=on_progress,
     )
     prepare_encoder(config, encoder, arena)
