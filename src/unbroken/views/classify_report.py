@@ -216,9 +216,9 @@ def suspects(report: Report, screen: Console) -> None:
     found = report.mislabelled
     heading(screen, "Training texts most likely mislabelled")
     screen.print(
-        f"Each of the {report.judged:,} was judged by a head on the untuned model that was fitted to the others. "
-        f"{number_of(len(found), 'text')} would be labelled otherwise, {sum(one.stands_out for one in found)} of them "
-        "as surely as texts of the suggested label (*). Likeliest first; look before you change a label.",
+        f"Each of the {report.examples:,} was judged by a head on the untuned model that was fitted to the others. "
+        f"{number_of(report.disagreeing, 'text')} would be labelled otherwise, {report.standing_out:,} of them as "
+        "surely as texts of the suggested label (*). Likeliest first; look before you change a label.",
         style="dim",
     )
     if not found:
@@ -236,7 +236,7 @@ def suspects(report: Report, screen: Console) -> None:
         table.add_row(*map(plain, cells))
     screen.print(table)
     if len(found) > SHOWN_SUSPECTS:
-        screen.print(f"and {len(found) - SHOWN_SUSPECTS} more in --json", style="dim")
+        screen.print(f"--json lists {len(found):,}", style="dim")
 
 
 def heading(screen: Console, text: str) -> None:

@@ -20,7 +20,7 @@ from unbroken.tasks.classify.baselines import (
     on_embeddings,
     tfidf_regression,
 )
-from unbroken.tasks.classify.learning_curve import learning_curve, num_fits, sizes
+from unbroken.tasks.classify.learning_curve import learning_curve, num_draws, num_fits, sizes
 from unbroken.tasks.classify.mislabelled import folds, held_out_probabilities, num_folds, suspects
 
 LABELS, DIMENSION = 4, 16
@@ -191,6 +191,12 @@ def test_heads_are_fitted_like_the_run_s_own(normalize: bool, weight: Any) -> No
 
 def test_sizes_of_the_curve() -> None:
     assert [sizes(most) for most in (1, 2, 3, 8, 9)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8], [1, 2, 4, 8, 9]]
+
+
+def test_large_sizes_are_drawn_once() -> None:
+    assert [num_draws([6000, 3, 1], shots) for shots in (1, 4096, 6000)] == [5, 5, 1]
+    assert [num_draws([6000, 3000], shots) for shots in (2048, 4096)] == [5, 1]
+    assert num_fits([6000, 3000]) == 5 * 12 + 2
 
 
 def test_the_curve_rises_and_ends_at_all_examples() -> None:

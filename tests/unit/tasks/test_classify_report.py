@@ -19,6 +19,7 @@ from tests.unit.cli.bad_input import listing
 import unbroken
 from unbroken.base.errors import CannotContinueError, ConfigError, DataError
 from unbroken.plan.shots import draw_shots
+from unbroken.tasks.classify import reporting
 from unbroken.tasks.classify.report import THE_RUN, Report, report
 from unbroken.views import classify_report as view
 
@@ -87,6 +88,18 @@ def test_everything_is_there(made: Report) -> None:
         assert one["suggested"] != one["label"]
     assert flat["mislabelled"], "random texts are never labelled alike"
     assert flat["left_out"] == flat["notes"] == []
+
+
+def test_the_list_of_suspects_may_be_cut_but_not_their_number(
+    made: Report, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert made.mislabelled is not None
+    assert made.disagreeing == len(made.mislabelled) > 2
+    assert made.standing_out == sum(one.stands_out for one in made.mislabelled)
+    monkeypatch.setattr(reporting, "LISTED_SUSPECTS", 2)
+    cut = report(workplace / "run")
+    assert cut.mislabelled == made.mislabelled[:2]
+    assert (cut.disagreeing, cut.standing_out) == (made.disagreeing, made.standing_out)
 
 
 def test_the_same_again(made: Report, workplace: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from unbroken.plan.shots import draw_shots
 from unbroken.tasks.classify.baselines import HeadFitter, Texts, head_probabilities
 
 DRAWS, DRAWS_OF_MANY = 5, 1
-MANY = 5000  # training texts from which on one draw tells enough
+MANY = 5000  # examples above which one draw tells enough
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,15 @@ def sizes(most: int) -> list[int]:
     return [*(2**power for power in range((most - 1).bit_length())), most] if most > 1 else [most]
 
 
-def num_fits(class_sizes: list[int]) -> int:
+def num_draws(class_sizes: Sequence[int], shots: int) -> int:
+    """Return how often so many examples a class are drawn; of all there are, there is one draw."""
+    examples = sum(min(shots, size) for size in class_sizes)
+    return DRAWS if shots < max(class_sizes) and examples <= MANY else DRAWS_OF_MANY
+
+
+def num_fits(class_sizes: Sequence[int]) -> int:
     """Return how many heads a curve takes."""
-    return (len(sizes(max(class_sizes))) - 1) * _draws(sum(class_sizes)) + 1
+    return sum(num_draws(class_sizes, shots) for shots in sizes(max(class_sizes)))
 
 
 def learning_curve(
@@ -48,11 +54,11 @@ def learning_curve(
     assert training.embeddings is not None, "heads are fitted to embeddings"
     assert held_out.embeddings is not None, "heads are measured on embeddings"
     names = [str(label) for label in training.targets]
-    most = int(np.bincount(training.targets).max())
+    class_sizes = np.bincount(training.targets).tolist()
     points = []
-    for shots in sizes(most):
+    for shots in sizes(max(class_sizes)):
         accuracies = []
-        for draw in range(_draws(len(names)) if shots < most else 1):  # of all there is one draw
+        for draw in range(num_draws(class_sizes, shots)):
             poll()
             rows = draw_shots(names, shots, derive(seed, "report", "curve", draw))
             head = fit(training.embeddings[rows], training.targets[rows])
@@ -62,7 +68,3 @@ def learning_curve(
         mean = sum(accuracies) / len(accuracies)
         points.append(CurvePoint(shots, len(rows), mean, min(accuracies), max(accuracies), len(accuracies)))
     return points
-
-
-def _draws(num_examples: int) -> int:
-    return DRAWS if num_examples <= MANY else DRAWS_OF_MANY

@@ -63,8 +63,9 @@ class Report:
     confusions: Sequence[Confusion] = ()
     bins: Sequence[Bin] = ()
     curve: Sequence[CurvePoint] = ()
-    mislabelled: Sequence[Mislabelled] | None = None
-    judged: int = 0  # training texts that were judged by the others
+    mislabelled: Sequence[Mislabelled] | None = None  # the likeliest of them
+    disagreeing: int = 0  # training texts that the others would label otherwise, listed or not
+    standing_out: int = 0  # those of them whose suggested label is as sure as it usually is
     left_out: Sequence[str] = ()
     notes: Sequence[str] = ()
 
@@ -93,6 +94,8 @@ class Report:
         return found | {
             "confusion_matrix": self.matrix,
             "confusions": [asdict(one) for one in self.confusions],
+            "disagreeing": self.disagreeing,
+            "standing_out": self.standing_out,
             "confidence": [_with_intervals(asdict(one)) for one in self.bins],
             "mislabelled": None if self.mislabelled is None else [asdict(one) for one in self.mislabelled],
             "left_out": list(self.left_out),

@@ -141,7 +141,7 @@ class Reporting:
                     advance(1)
                 values["scores"] = scores
             if embedded and not several:
-                values |= {"mislabelled": self.suspected(training, fit, names, advance), "judged": len(training.texts)}
+                values |= self.suspected(training, fit, names, advance)
                 if truth_NL is not None:
                     curve = learning_curve.learning_curve(training, held_out, fit, self.config.seed, advance)
                     values["curve"] = curve
@@ -149,14 +149,14 @@ class Reporting:
 
     def suspected(
         self, training: Texts, fit: HeadFitter, names: tuple[str, ...], advance: Callable[[int], None]
-    ) -> list[Mislabelled]:
-        """Return the training texts most likely mislabelled, with the rows they stand in."""
+    ) -> dict[str, Any]:
+        """Return how many training texts look mislabelled, and the likeliest, with the rows they stand in."""
         assert training.embeddings is not None, "texts are judged by their embeddings"
         probabilities_NL = mislabelled.held_out_probabilities(
             training.embeddings, training.targets, fit, self.config.seed, advance
         )
-        rows = self.training.chosen
-        return [
+        found, rows = mislabelled.suspects(probabilities_NL, training.targets), self.training.chosen
+        listed = [
             Mislabelled(
                 row=int(rows[one.row]) + 1,
                 where=self.training.table.locate(int(rows[one.row])),
@@ -167,8 +167,10 @@ class Reporting:
                 suggested_probability=one.suggested_probability,
                 stands_out=one.stands_out,
             )
-            for one in mislabelled.suspects(probabilities_NL, training.targets)[:LISTED_SUSPECTS]
+            for one in found[:LISTED_SUSPECTS]
         ]
+        standing_out = sum(one.stands_out for one in found)
+        return {"mislabelled": listed, "disagreeing": len(found), "standing_out": standing_out}
 
     def texts(self) -> tuple[Texts, Texts]:
         """Return the drawn examples and the held-out texts, with the base model's embeddings if it can be had."""
