@@ -66,8 +66,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str, str | None]] = {
     ),
     "two keys": (
         {"seed": 7, "shuffle": False},
-        "shuffle: true (this run) -> false (c.yaml), seed: 42 (this run) -> 7 (c.yaml)",
-        "--set shuffle=false --set seed=7",
+        "seed: 42 (this run) -> 7 (c.yaml), shuffle: true (this run) -> false (c.yaml)",
+        "--set seed=7 --set shuffle=false",
     ),
     "longer": ({"max_steps": 8}, "max_steps: 4 (this run) -> 8 (c.yaml)", "--set max_steps=8"),
     "epochs": (
