@@ -13,7 +13,7 @@ from typing import NoReturn
 from unbroken.bridges.setfit_arguments import SetFitWarning, TrainingArguments
 from unbroken.bridges.setfit_data import get_templated_dataset, sample_dataset
 from unbroken.bridges.setfit_model import SetFitModel
-from unbroken.bridges.setfit_trainer import Trainer
+from unbroken.bridges.setfit_trainer import DistillationTrainer, Trainer
 
 CosineSimilarityLoss = "CosineSimilarityLoss"
 SupConLoss = "SupConLoss"
@@ -28,6 +28,7 @@ __all__ = [
     "BatchHardTripletLoss",
     "BatchSemiHardTripletLoss",
     "CosineSimilarityLoss",
+    "DistillationTrainer",
     "SetFitModel",
     "SetFitWarning",
     "SupConLoss",

@@ -14,10 +14,11 @@ from pandas import DataFrame
 
 from tests.exact.runs import assert_same_run, step_records
 from tests.tiny import make_model_folder, make_rows
+from unbroken.base.errors import ConfigError
 from unbroken.bridges import setfit_trainer
 from unbroken.models.classifying import read_settings
 from unbroken.run.report import Event, Stepped
-from unbroken.setfit import SetFitModel, Trainer, TrainingArguments, sample_dataset
+from unbroken.setfit import DistillationTrainer, SetFitModel, Trainer, TrainingArguments, sample_dataset
 
 # What SetFit's users write, its imports changed and nothing else.
 IMPORTS = """
@@ -205,15 +206,51 @@ def test_resume_from_checkpoint_is_understood(tiny: Path, tmp_path: Path) -> Non
 
     with pytest.raises(SystemExit):
         Trainer(SetFitModel.from_pretrained(tiny), args, rows(12)).train(report=stop)
+    with pytest.raises(ConfigError, match="has no classifier yet"):  # its head is all zeros still
+        SetFitModel.from_pretrained(tmp_path / "run").predict("river")
     trainer = Trainer(SetFitModel.from_pretrained(tiny), args, rows(12))
     assert trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoints" / "00000003")).step == 7
     assert trainer.train(resume_from_checkpoint=True).finished  # once more, with the trained model: it is finished
 
 
 def test_evaluated_while_it_trains(tiny: Path, tmp_path: Path) -> None:
-    args = arguments(tmp_path, max_steps=-1, num_epochs=2, eval_strategy="epoch", load_best_model_at_end=True)
+    given = {"max_steps": -1, "num_epochs": (2, 1), "batch_size": (8, 4), "eval_strategy": "epoch"}
+    args = arguments(tmp_path, **given, load_best_model_at_end=True)
     seen = []
-    trainer = Trainer(SetFitModel.from_pretrained(tiny), args, rows(8), rows(8, seed=1))
-    trainer.train(report=seen.append)
+    model = SetFitModel.from_pretrained(tiny, use_differentiable_head=True)
+    Trainer(model, args, rows(8), rows(8, seed=1)).train(report=seen.append)
     epoch = 5  # steps: 20 pairs of either kind (those of a text with itself among the positive ones), by 8
-    assert [event.step for event in seen if type(event).__name__ == "Evaluated"] == [0, epoch, 2 * epoch, 2 * epoch + 1]
+    assert [event.step for event in seen if type(event).__name__ == "Evaluated"] == [0, epoch, 2 * epoch, 2 * epoch + 2]
+    with pytest.raises(ConfigError, match="use_differentiable_head=True"):
+        Trainer(SetFitModel.from_pretrained(tiny), args, rows(8), rows(8)).train()
+
+
+def test_a_student_of_a_teacher(tiny: Path, tmp_path: Path) -> None:
+    """From texts alone; stopped at the boundary of the phases, it goes on."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    teacher = SetFitModel.from_pretrained(tiny, labels=["bad", "good"])
+    Trainer(teacher, arguments(tmp_path / "teacher"), rows(12)).train()
+    texts = [{"text": row["text"]} for row in rows(30, seed=2)]
+
+    def student(folder: str) -> DistillationTrainer:
+        made = SetFitModel.from_pretrained(make_model(tmp_path, seed=9))
+        return DistillationTrainer(teacher, made, arguments(tmp_path / folder), texts, rows(12))
+
+    whole = student("whole")
+    whole.train()
+    with pytest.raises(SystemExit):
+        student("stopped").train(report=stop)
+    student("stopped").train()
+    assert_same_run(tmp_path / "whole" / "run", tmp_path / "stopped" / "run")
+    assert whole.student_model.labels == ["bad", "good"]
+    assert whole.student_model.predict("river") in ("bad", "good")
+    assert set(whole.evaluate()) == {"accuracy"}
+
+
+def make_model(folder: Path, seed: int) -> Path:
+    place = folder / f"model-{seed}"
+    return place if place.exists() else make_model_folder(place, seed=seed)

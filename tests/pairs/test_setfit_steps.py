@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from tests.tiny import make_model_folder, make_rows
-from unbroken.setfit import BatchHardTripletLoss, CosineSimilarityLoss, SetFitModel, Trainer, TrainingArguments
+from unbroken.models.classifying import ClassifierSettings
+from unbroken.setfit import (
+    BatchHardTripletLoss,
+    CosineSimilarityLoss,
+    DistillationTrainer,
+    SetFitModel,
+    Trainer,
+    TrainingArguments,
+)
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.course import courses_of
 from unbroken.tasks.classify.data import LabelledTexts
@@ -81,7 +89,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def courses(rows: list[dict[str, Any]], model: SetFitModel, **arguments: Any) -> Any:
-    values = Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows).values()
+    return courses_by(Trainer(model=model, args=TrainingArguments(**arguments), train_dataset=rows))
+
+
+def courses_by(trainer: Trainer) -> Any:
+    values = trainer.values()
     config = ClassifyConfig.from_values(values)
     data = LabelledTexts(config.train_data, config)
     return courses_of(config, data.targets[data.chosen])
@@ -107,6 +119,19 @@ def test_steps_and_rates_of_the_second_phase(tiny: Path) -> None:
 def test_steps_with_several_labels(tiny: Path) -> None:
     model = SetFitModel.from_pretrained(tiny, multi_target_strategy="one-vs-rest")
     assert courses(SEVERAL, model, num_epochs=1).body_steps == 36
+
+
+def test_steps_of_a_student(tiny: Path, tmp_path: Path) -> None:
+    """SetFit: 465 pairs of 30 texts, or 60 with two iterations. (What they are to be is 1 for every pair there.)"""
+    teacher = SetFitModel.from_pretrained(tiny)
+    settings = ClassifierSettings("logistic_regression", (0, 1, 2), teacher.model_body.dimension)
+    teacher.take(settings, settings.head())
+    teacher.save_pretrained(tmp_path / "teacher")
+    teacher = SetFitModel.from_pretrained(tmp_path / "teacher")
+    for arguments, pairs in ({}, 465), ({"num_iterations": 2}, 60):
+        args = TrainingArguments(**arguments)
+        made = courses_by(DistillationTrainer(teacher, SetFitModel.from_pretrained(tiny), args, SINGLE))
+        assert made.body_steps == -(-pairs // 16)
 
 
 def test_our_own_way_is_a_word_away(tiny: Path) -> None:

@@ -27,9 +27,12 @@ LOSSES = {
 }
 DISTANCES = {"cosine_distance": "cosine", "eucledian_distance": "euclidean", "euclidean_distance": "euclidean"}
 OF_PAIRS = "cosine_similarity"
+OF_TEXTS = {"dropout": None, "temperature": 0.07}  # SetFit's, where `pairs: all` stands for its batches of texts
 PASSED_ON = ("head_learning_rate", "end_to_end", "max_length", "margin", "seed")
 # Our own keys: what the configuration calls them, left to it unless given.
 OWN = (
+    "min_steps",
+    "dropout",
     "weight_decay",
     "max_grad_norm",
     "lr_scheduler_type",
@@ -99,6 +102,8 @@ class TrainingArguments:
     greater_is_better: bool | None = None
 
     pairs: Literal["sampled", "all"] = "sampled"
+    min_steps: int | None = None
+    dropout: float | None = None
     weight_decay: float | None = None
     max_grad_norm: float | None = None
     lr_scheduler_type: str | None = None
@@ -195,6 +200,8 @@ class TrainingArguments:
         if self.max_steps > 0:
             values["max_steps"] = self.max_steps
         values["pairs"] = "sampled" if self.pairs == "sampled" and loss == OF_PAIRS else "all"
+        if self.pairs == "sampled" and values["pairs"] == "all":
+            values = OF_TEXTS | values
         if values["pairs"] == "sampled":
             values |= {"sampling_strategy": self.sampling_strategy, "num_iterations": self.num_iterations}
         return values | saving(self) | choosing(self)

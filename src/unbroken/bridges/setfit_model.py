@@ -106,8 +106,8 @@ class SetFitModel:
     ) -> Self:
         """Take an encoder's folder, its name on the hub, a classifier's folder, a run, or one SetFit saved.
 
-        Reads the classifier if there is one; SetFit's own lies in a pickle, which is read only with `allow_pickle`,
-        as data. Raises `ConfigError` for what is missing, damaged or not understood.
+        Reads the classifier if there is one, of a run once it is finished; SetFit's own lies in a pickle, which is
+        read only with `allow_pickle`, as data. Raises `ConfigError` for what is missing, damaged or not understood.
         """
         refuse_unknown("SetFitModel.from_pretrained", of_the_hub, [*OF_THE_HUB])
         for name, value in of_the_hub.items():
@@ -121,7 +121,8 @@ class SetFitModel:
         from unbroken.tasks.origin import resolve_model
 
         base = str(pretrained_model_name_or_path)
-        folder = resolve(resolve_model(base).model, HEAD_FILE, SETTINGS_FILE, WEIGHTS_FILE)
+        origin = resolve_model(base)
+        folder = resolve(origin.model, HEAD_FILE, SETTINGS_FILE, WEIGHTS_FILE)
         read_folder(folder)
         model = cls(
             base,
@@ -133,12 +134,15 @@ class SetFitModel:
             normalize_embeddings=bool(normalize_embeddings),
             device=None if device is None else str(device),
         )
-        if (folder / SETTINGS_FILE).is_file():
+        if not origin.finished:
+            pass  # a checkpoint's head may not have been trained yet
+        elif (folder / SETTINGS_FILE).is_file():
             model.take(*read_classifier(folder, model.model_body.dimension))
         elif (folder / HEAD_FILE).is_file():
-            from unbroken.bridges.setfit import read_setfit
+            from unbroken.bridges.folders import open_setfit
 
-            found = read_setfit(folder, allow_pickle)
+            found = open_setfit(folder, allow_pickle, "auto" if device is None else str(device))
+            model._body = found.encoder
             model.take(found.settings, found.head)
         if model.settings is not None and normalize_embeddings not in (None, model.settings.normalize_embeddings):
             raise ConfigError(
@@ -259,15 +263,15 @@ class SetFitModel:
     def save_pretrained(self, path: str | Path) -> None:
         """Write a folder that this class, `SentenceTransformer` and the commands load; there is no pickle in it.
 
-        Without a trained head, the encoder alone.
+        Whole, or not at all, in place of a model folder that is there; without a trained head, the encoder alone.
+        Raises `ConfigError` if `path` is anything else, or in a run.
         """
-        from unbroken.models.classifying import classifier_documents, classifier_layout
-        from unbroken.models.writing import save
+        from unbroken.tasks.classify.predict import TextClassifier
 
-        body = self.model_body
-        body.save_pretrained(path)
-        if self.model_head is not None:
-            save(Path(path), classifier_documents(self.named()), self.model_head.state_dict(), classifier_layout)
+        if self.model_head is None:
+            self.model_body.save_pretrained(path)
+        else:
+            TextClassifier(self.model_body, self.named(), self.model_head).save(path)
 
     def named(self) -> ClassifierSettings:
         """Return the classifier's settings with the names that `labels` gives its numbers."""

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from unbroken.base.errors import ConfigError
-from unbroken.bridges.setfit_arguments import TrainingArguments, word
-from unbroken.bridges.setfit_data import Rows, rows_of
+from unbroken.bridges.setfit_arguments import OF_PAIRS, TrainingArguments, word
+from unbroken.bridges.setfit_data import TEXT, Rows, rows_of
 from unbroken.bridges.setfit_metrics import measure, metric_name
 from unbroken.bridges.setfit_model import SetFitModel
 from unbroken.run.deadline import Deadline
 from unbroken.run.report import Ended, Reporter, plain, silent
 from unbroken.run.stop import StopRequest
-from unbroken.tasks.classify.config import ClassifyConfig
+from unbroken.tasks.classify.config import TAUGHT, ClassifyConfig
+from unbroken.tasks.classify.teacher import SETTINGS_FILE
 from unbroken.tasks.request import Request
 from unbroken.tasks.train import carry_out
 
+ONE_KIND_OF_PAIRS = {"sampling_strategy": "oversampling"}  # the default, which means nothing with a teacher
 ONE_RUN = "both phases are one run: train() makes or continues it"
 
 
@@ -95,7 +97,7 @@ class Trainer:
                 f"train() has no argument '{next(iter(given))}'", next_step="give it to TrainingArguments"
             )
         args = args or self.args
-        self.model.require_unchanged()
+        self._require_folders()
         stop = StopRequest(Deadline.of(stop_at))
         request = Request.of(
             self.values(args),
@@ -106,7 +108,7 @@ class Trainer:
         ended = carry_out(request, report or (plain if args.show_progress_bar else silent), stop)
         if not ended.finished:
             sys.exit(stop.exit_code)
-        self.model.reload(Path(ended.model), by_number=self._rows.numbers)
+        self.model.reload(Path(ended.model), by_number=self._by_number)
         return ended
 
     def values(self, args: TrainingArguments | None = None) -> dict[str, Any]:
@@ -114,23 +116,17 @@ class Trainer:
         args = args or self.args
         if self.train_dataset is None:
             raise ConfigError("there is nothing to train on", next_step="Trainer(train_dataset=...)")
-        model, rows = self.model, self._rows
-        names = model.labels if model.labels is not None else rows.names
+        model, names = self.model, self._names
         values = args.values() | {
             "task": "classify",
             "model": self._base,
-            "train_data": rows.named(names),
-            "labels": self._labels(rows, names),
             "head": "differentiable" if model.has_differentiable_head else "logistic_regression",
             "normalize_embeddings": model.normalize_embeddings,
-            "multi_target_strategy": model.multi_target_strategy if rows.lists else None,
             "class_weight": named_weights(model.class_weight, names),
         }
-        if values["pairs"] == "all" and args.pairs == "sampled" and "max_steps" not in values:  # batches of texts
-            each = -(-len(rows.texts) // args.embedding_batch_size)
-            values["max_steps"] = math.ceil(each * args.embedding_num_epochs)
         if model.device_asked_for is not None:
             values["device"] = model.device_asked_for
+        values |= self._learned(values, args)
         return values | self._evaluation(args, values, names)
 
     def evaluate(self, dataset: Any = None, metric_key_prefix: str = "test") -> dict[str, Any]:
@@ -193,9 +189,36 @@ class Trainer:
         """Raise `ConfigError`: nothing here sends anything."""
         self.model.push_to_hub()
 
+    def _require_folders(self) -> None:
+        """Raise `ConfigError` unless the models are those in their folders, which the run reads."""
+        self.model.require_unchanged()
+
     @property
     def _rows(self) -> Rows:
         return rows_of(self.train_dataset, self.column_mapping, "train_dataset")
+
+    @property
+    def _names(self) -> Sequence[str] | None:
+        """The names of labels that are numbers, if there are any."""
+        return self.model.labels if self.model.labels is not None else self._rows.names
+
+    @property
+    def _by_number(self) -> bool:
+        """Whether the trained model answers with numbers where the script gave no names."""
+        return self._rows.numbers
+
+    def _learned(self, values: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
+        """Return the data to learn from, and what follows from them."""
+        rows, names = self._rows, self._names
+        found: dict[str, Any] = {
+            "train_data": rows.named(names),
+            "labels": self._labels(rows, names),
+            "multi_target_strategy": self.model.multi_target_strategy if rows.lists else None,
+        }
+        if values["pairs"] == "all" and args.pairs == "sampled" and "max_steps" not in values:  # batches of texts
+            each = -(-len(rows.texts) // args.embedding_batch_size)
+            found["max_steps"] = math.ceil(each * args.embedding_num_epochs)
+        return found
 
     def _labels(self, rows: Rows, names: Any) -> list[Any] | None:
         """Return the classes in order where the script settles them: by names, or by how many there are."""
@@ -222,6 +245,11 @@ class Trainer:
         strategy = word(args.eval_strategy)
         if strategy not in ("no", "steps", "epoch"):
             raise ConfigError(f"eval_strategy: {strategy!r} is not known", next_step="give no, steps or epoch")
+        if args.load_best_model_at_end and not self.model.has_differentiable_head:
+            raise ConfigError(
+                "load_best_model_at_end chooses among steps of the second phase, and a logistic regression has one",
+                next_step="leave it out, or write SetFitModel.from_pretrained(..., use_differentiable_head=True)",
+            )
         if strategy == "no" and not values.get("calibrate") and not args.load_best_model_at_end:
             return {}
         if self.eval_dataset is None:
@@ -230,6 +258,71 @@ class Trainer:
         if strategy == "epoch":
             return found | {"eval_steps": steps_per_epoch({**values, **found})}
         return found | ({"eval_steps": args.eval_steps or args.logging_steps} if strategy == "steps" else {})
+
+
+class DistillationTrainer(Trainer):
+    """Trains a student to see texts as a teacher does, then its head on the teacher's answers.
+
+    Needs only texts: labels in `train_dataset` are not read. The teacher is a trained `SetFitModel`, from a folder or
+    fresh from its own training; its digest is part of what the run is.
+    """
+
+    def __init__(
+        self,
+        teacher_model: SetFitModel,
+        student_model: SetFitModel | None = None,
+        args: TrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        model_init: Callable[[], SetFitModel] | None = None,
+        metric: str | Callable[..., Any] = "accuracy",
+        column_mapping: Mapping[str, str] | None = None,
+        *,
+        metric_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            student_model, args, train_dataset, eval_dataset, model_init, metric, metric_kwargs, None, column_mapping
+        )
+        if not isinstance(teacher_model, SetFitModel) or teacher_model.settings is None:
+            raise ConfigError("the teacher is no trained SetFitModel", next_step="train it, or load it from a folder")
+        if not (teacher_model.folder / SETTINGS_FILE).is_file():
+            raise ConfigError(
+                f"the teacher in {teacher_model.folder} has its head in a pickle",
+                next_step="save_pretrained(FOLDER), and load the teacher from there",
+            )
+        self.teacher_model, self.student_model = teacher_model, self.model
+        if self.model.labels is None:  # it answers as its teacher does
+            self.model.labels = teacher_model.labels
+
+    def _require_folders(self) -> None:
+        super()._require_folders()
+        self.teacher_model.require_unchanged()
+
+    @property
+    def _rows(self) -> Rows:
+        return rows_of(self.train_dataset, self.column_mapping, "train_dataset", labelled=False)
+
+    @property
+    def _names(self) -> Sequence[str] | None:
+        settings = self.teacher_model.settings
+        assert settings is not None
+        return [str(label) for label in settings.labels] if isinstance(settings.labels[0], str) else None
+
+    @property
+    def _by_number(self) -> bool:
+        return True
+
+    def _learned(self, values: Mapping[str, Any], args: TrainingArguments) -> dict[str, Any]:
+        if values.get("loss", OF_PAIRS) != OF_PAIRS:
+            raise ConfigError(
+                f"loss: a student learns its teacher's similarities, not '{values['loss']}'", next_step="leave it out"
+            )
+        assert self.teacher_model.settings is not None
+        width, known = self.model.out_features, len(self.teacher_model.settings.labels)
+        if width not in (None, known):
+            raise ConfigError(f"out_features is {width}, and the teacher has {known} labels", next_step="leave it out")
+        texts = [{TEXT: text} for text in self._rows.texts]
+        return {"train_data": texts, "teacher": self.teacher_model.base, "loss": TAUGHT, **ONE_KIND_OF_PAIRS}
 
 
 def steps_per_epoch(values: Mapping[str, Any]) -> int:

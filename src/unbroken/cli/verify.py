@@ -40,7 +40,7 @@ def verify(
     all_
         Make every recorded step again.
     set_
-        Say where model, train_data or eval_data are now.
+        Say where model, train_data, eval_data or teacher are now.
     json
         Print one JSON object.
     """

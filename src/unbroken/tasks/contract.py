@@ -108,8 +108,8 @@ def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, 
             changes["train_data"] = given["train_data"]
             if given.get("columns"):
                 changes["columns"] = given["columns"]
-        elif group == "eval_data":
-            changes["eval_data"] = given["eval_data"]
+        elif group in ("eval_data", "teacher"):
+            changes[group] = given.get(group)
         elif key != "order":  # that of this version of unbroken: a fork takes it by itself
             changes[key] = new
     return contract.fork_command(str(root), changes)

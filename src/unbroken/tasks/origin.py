@@ -30,6 +30,11 @@ class Origin:
     parent: dict[str, Any] | None = None
     checkpoint: int | None = None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the model is no run's, or a run's finished one: a checkpoint's may lack what a later phase makes."""
+        return self.parent is None or self.parent["step"] is None
+
 
 def resolve_model(model: str, output_dir: Path | None = None) -> Origin:
     """Find the model folder that `model` names: a model folder, a run, its model/, or one of its checkpoints.

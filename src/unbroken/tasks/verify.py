@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # both bring torch
     from unbroken.run.evidence import Evidence
     from unbroken.run.verify import Window
 
-INPUTS = ("model", "train_data", "eval_data")  # what may have moved since; everything else is as recorded
+INPUTS = ("model", "train_data", "eval_data", "teacher")  # what may have moved since; everything else is as recorded
 LOOP = "loop"
 LOOP_NOTE = "no step was replayed: the steps of a Loop are your own code"
 
@@ -41,8 +41,9 @@ def verify(
     """Compare all digests of a run, then make recorded steps again and compare them, and tensors, to the bit.
 
     `step` is the finished step to start after, `steps` how many to make; `everything` makes all that can be reached.
-    `inputs` says where model, train_data or eval_data are now, if not where they were. What is not as recorded is in
-    `problems` of what is returned; `failure` is the error for it. Needs no lock, writes nothing into the run.
+    `inputs` says where model, train_data, eval_data or teacher are now, if not where they were. What is not as
+    recorded is in `problems` of what is returned; `failure` is the error for it. Needs no lock, writes nothing into
+    the run.
 
     Raises `ConfigError` for what is no run or no input, `VerificationError` if run.json and its copy were changed,
     `CannotContinueError` if a newer version of unbroken wrote the run.

@@ -21,8 +21,10 @@ from unbroken.base.errors import ConfigError, DataError
 from unbroken.bridges.setfit import PickleWarning
 from unbroken.bridges.setfit_data import rows_of
 from unbroken.bridges.setfit_metrics import METRICS, measure
+from unbroken.models.classifying import ClassifierSettings
 from unbroken.plan.shots import draw_shots
 from unbroken.setfit import (
+    DistillationTrainer,
     SetFitModel,
     SetFitWarning,
     Trainer,
@@ -212,6 +214,29 @@ def test_things_of_other_libraries_are_named(tiny: Path) -> None:
         trainer.train(num_epochs=3)
     with pytest.raises(ImportError, match="use Trainer"):
         from unbroken.setfit import SetFitTrainer  # noqa: F401
+
+
+def test_a_teacher_has_a_classifier_of_its_own(tiny: Path, tmp_path: Path) -> None:
+    student = SetFitModel.from_pretrained(tiny, use_differentiable_head=True, head_params={"out_features": 5})
+    with pytest.raises(ConfigError, match="the teacher is no trained SetFitModel"):
+        DistillationTrainer(SetFitModel.from_pretrained(tiny), student, train_dataset=ROWS)
+    teacher = SetFitModel.from_pretrained(tiny)
+    settings = ClassifierSettings("logistic_regression", ("a", "b"), teacher.model_body.dimension)
+    teacher.take(settings, settings.head())
+    with pytest.raises(ConfigError, match="save_pretrained"):
+        DistillationTrainer(teacher, student, train_dataset=ROWS)
+    teacher.save_pretrained(tmp_path / "teacher")
+    teacher = SetFitModel.from_pretrained(tmp_path / "teacher")
+    trainer = DistillationTrainer(teacher, student, train_dataset=ROWS)
+    assert student.labels == ["a", "b"]
+    with pytest.raises(ConfigError, match="out_features is 5, and the teacher has 2 labels"):
+        trainer.values()
+    args = TrainingArguments(loss="BatchHardTripletLoss")
+    with pytest.raises(ConfigError, match="a student learns its teacher's similarities"):
+        DistillationTrainer(teacher, SetFitModel.from_pretrained(tiny), args, ROWS).values()
+    values = DistillationTrainer(teacher, SetFitModel.from_pretrained(tiny), None, DataFrame(ROWS)).values()
+    assert values["train_data"] == [{"text": row["text"]} for row in ROWS]
+    assert ClassifyConfig.from_values(values).teacher == str(tmp_path / "teacher")
 
 
 def test_freezing_is_automatic(tiny: Path) -> None:

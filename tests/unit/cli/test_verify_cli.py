@@ -58,7 +58,7 @@ WRONG = {
     "verify runs/a --set seed=3": (
         2,
         "seed cannot be set here: a run is verified with what it recorded; "
-        "only where inputs are now can be said: model, train_data, eval_data",
+        "only where inputs are now can be said: model, train_data, eval_data, teacher",
     ),
     "diff runs/a": (2, "diff: SECOND is missing; see `unbroken diff --help`"),
     "diff runs/a runs/c": (2, "there is no runs/c…"),

@@ -81,9 +81,8 @@ class ClassifyCheck:
 
     def data(self) -> Section:
         """Rows, classes, and how many examples of each are trained on."""
-        names = self.train.class_names
-        drawn = Counter(names[row] for row in self.train.chosen)
-        most, least = drawn.most_common()[0], drawn.most_common()[-1]
+        names, lacks = self.train.class_names, self.train.unlabelled
+        drawn = Counter(names[row] for row in self.train.chosen if not lacks[row])
         values = {
             "train_data": self.train.table.name,
             "rows": len(names),
@@ -93,8 +92,12 @@ class ClassifyCheck:
             "examples_per_class": dict(sorted(drawn.items())[:SHOWN_CLASSES]),
         }
         notes = []
-        if most[1] >= RARE * least[1]:
-            notes.append(f"class {least[0]} has {least[1]} examples, {most[0]} has {most[1]}: see class_weight")
+        if self.config.teacher is not None:
+            values |= {"teacher": self.config.teacher, "without_label": int(lacks.sum())}
+        if drawn:
+            most, least = drawn.most_common()[0], drawn.most_common()[-1]
+            if most[1] >= RARE * least[1]:
+                notes.append(f"class {least[0]} has {least[1]} examples, {most[0]} has {most[1]}: see class_weight")
         return Section("data", values, {"digest": self.train.digest}, tuple(notes))
 
     def model(self) -> Section:
@@ -183,7 +186,8 @@ class ClassifyCheck:
         """Measure forward and backward of a few steps of the first phase, without updating anything."""
         encoder, key = self.encoder.to(self.device).train(), derive(self.config.seed, "check")
         encoding = Encoding(self._arena, self.targets, self._encoding_size)
-        loss = body_loss(self.config, self.courses.body, self.targets)
+        nothing_taught = torch.zeros(len(self.targets), 1)  # how long a step takes does not hang on it
+        loss = body_loss(self.config, self.courses.body, self.targets, nothing_taught)
         seconds = []
         for step in range(min(TIMED_STEPS, self.courses.body_steps)):
             batch = encoding(self.courses.body.draw(step).ids, 0)

@@ -18,9 +18,11 @@ LossName = Literal[
     "batch_hard_triplet",
     "batch_semi_hard_triplet",
     "batch_hard_soft_margin_triplet",
+    "distillation",
 ]
 METRICS = ("accuracy", "f1_macro", "f1_micro", "log_loss", "calibration_error")
 LESS_IS_BETTER = ("log_loss", "calibration_error")
+TAUGHT = "distillation"  # the loss where there is a teacher
 BOTH = ("batch_size", "num_epochs", "body_learning_rate")  # one value for both phases, or one for each
 
 # What is meant by what was left out, where the batches are of texts and where they are of pairs (as in SetFit).
@@ -70,6 +72,9 @@ class ClassifyConfig(RunConfig):
     columns: dict[str, str] = content({}, description="role -> column: text, label")
     labels: list[str | int] | None = identity(
         None, description="class names in order; for labels that are numbers or 0/1 vectors; default: those that occur"
+    )
+    teacher: str | None = content(
+        None, description="model folder, run or hub id: learn its similarities, and its labels where texts have none"
     )
     samples_per_label: int | None = identity(
         None, gt=0, description="draw so many examples of each class; default: use all"
@@ -138,6 +143,8 @@ class ClassifyConfig(RunConfig):
         if "pairs" not in given and (given.get("num_iterations") is not None or "sampling_strategy" in given):
             given["pairs"] = "sampled"
         defaults = DEFAULTS.get(given.get("pairs", "all"), OURS)
+        if given.get("teacher") is not None:
+            defaults = defaults | {"loss": TAUGHT}
         if "num_epochs" in given:
             defaults = defaults | {"min_steps": 1}
         filled = {**defaults, **given}
@@ -160,7 +167,15 @@ class ClassifyConfig(RunConfig):
             raise ValueError("end_to_end needs a head that has gradients; add `head: differentiable`, or leave it out")
         if self.pairs == "all" and self.num_iterations is not None:
             raise ValueError("num_iterations counts pairs; add `pairs: sampled`, or use num_epochs or max_steps")
-        if self.pairs == "sampled" and self.loss != "cosine_similarity":
+        if self.teacher is not None and self.loss != TAUGHT:
+            raise ValueError(
+                f"teacher: with one, its similarities are what is learned, not '{self.loss}'; leave out loss"
+            )
+        if self.teacher is None and self.loss == TAUGHT:
+            raise ValueError("loss: distillation learns from a teacher; add `teacher: FOLDER`")
+        if self.teacher is not None and self.sampling_strategy != "oversampling":
+            raise ValueError("sampling_strategy balances two kinds of pairs; with a teacher there is one: leave it out")
+        if self.pairs == "sampled" and self.loss not in ("cosine_similarity", TAUGHT):
             raise ValueError(f"pairs: sampled has pairs, and loss '{self.loss}' needs batches; leave out `pairs`")
         if self.weight_decay and self.active_vocabulary:
             raise ValueError(

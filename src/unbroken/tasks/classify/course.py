@@ -66,10 +66,13 @@ def courses_of(config: ClassifyConfig, targets: Targets) -> Courses:
 
 
 def body_plan(config: ClassifyConfig, targets: Targets, batch_size: int) -> Draws:
-    """Return the plan of the first phase: stratified texts, texts with several labels in any order, or pairs."""
+    """Return the plan of the first phase: stratified texts, or pairs; in any order with several labels or a teacher."""
     if config.pairs == "sampled":
         most = config.max_steps and config.max_steps * batch_size  # pairs, of which SetFit takes no more
+        if config.teacher is not None:  # any two texts: what they are to be, the teacher says
+            alike = np.zeros(len(targets), dtype=np.int64)
+            return Pairs(alike, batch_size, config.seed, "unique", config.num_iterations, most)
         return Pairs(targets, batch_size, config.seed, config.sampling_strategy, config.num_iterations, most)
-    if targets.ndim == 2:
+    if targets.ndim == 2 or config.teacher is not None:
         return Plan(len(targets), min(batch_size, len(targets)), config.seed, drop_last=True)
     return Strata(targets, batch_size, config.seed)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unbroken.base.config import closest, shown
-from unbroken.base.errors import DataError
+from unbroken.base.errors import ConfigError, DataError
 from unbroken.base.fingerprint import canonical, digest
 from unbroken.plan.shots import draw_shots
 from unbroken.plan.source import Table, content_digest, read_rows
@@ -20,6 +20,7 @@ from unbroken.tasks.classify.config import ClassifyConfig
 Label = str | int
 SHOWN_LABELS = 5
 TEXT, LABEL = "text", "label"
+UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,12 @@ class Labels:
 
 
 class LabelledTexts:
-    """The rows of one source as texts and targets. With `labels` those of training, which no others may join."""
+    """The rows of one source as texts and targets. With `labels` those of training, which no others may join.
+
+    What is trained on may lack labels where there is a teacher: its answers take their place later.
+    """
+
+    trained_on = True
 
     def __init__(self, source: Any, config: ClassifyConfig, labels: Labels | None = None, name: str | None = None):
         self.source, self.config, self.name = source, config, name
@@ -49,7 +55,7 @@ class LabelledTexts:
         """The rows themselves. Raises `DataError` if a column is missing or there is no row."""
         table = read_rows(self.source, self.name)
         for role, column in ((TEXT, self.text_column), (LABEL, self.label_column)):
-            if column not in table.columns:
+            if column not in table.columns and not (role == LABEL and self._taught):
                 near = closest(column, table.columns)
                 raise DataError(
                     f"{table.name} has no column '{column}' (for {role}); it has {', '.join(table.columns)}",
@@ -75,8 +81,10 @@ class LabelledTexts:
         """The classes: those given, or those that occur, in the order of numbers or of the alphabet."""
         if self._labels is not None:
             return self._labels
-        cells = self.table.cells(self.label_column)
         given = self.config.labels
+        cells = [cell for cell, lacks in zip(self.cells, self.unlabelled, strict=True) if not lacks]
+        if self.unlabelled.any():
+            return self._labels_of_teacher(cells, given)
         if cells and isinstance(cells[0], list):
             return self._labels_of_lists(cells, given)
         kind = self._kind(cells)
@@ -87,12 +95,16 @@ class LabelledTexts:
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """The class of each row [n]; or for lists of labels 0 and 1 for each class [n, L]."""
-        cells, labels = self.table.cells(self.label_column), self.labels
+        """The class of each row [n]; or for lists of labels 0 and 1 for each class [n, L]; `UNLABELLED` for none."""
+        labels, lacks = self.labels, self.unlabelled
         if not labels.several:
-            return np.fromiter((self._place(row, cell) for row, cell in enumerate(cells)), np.int64, count=len(cells))
-        targets = np.zeros((len(cells), len(labels.names)), dtype=np.int64)
-        for row, cell in enumerate(cells):
+            places = (UNLABELLED if lacks[row] else self._place(row, cell) for row, cell in enumerate(self.cells))
+            return np.fromiter(places, np.int64, count=len(self.cells))
+        targets = np.zeros((len(self.cells), len(labels.names)), dtype=np.int64)
+        targets[lacks] = UNLABELLED
+        for row, cell in enumerate(self.cells):
+            if lacks[row]:
+                continue
             if not isinstance(cell, list):
                 raise self._refused(row, cell, "a list of labels")
             if labels.vectors:
@@ -106,7 +118,8 @@ class LabelledTexts:
     @cached_property
     def row_digests(self) -> NDArray[np.uint64]:
         """A digest of each row's text and label."""
-        return self.table.digests([self.text_column, self.label_column])
+        columns = [self.text_column, self.label_column]
+        return self.table.digests([column for column in columns if column in self.table.columns])
 
     @cached_property
     def digest(self) -> str:
@@ -117,6 +130,8 @@ class LabelledTexts:
     def chosen(self) -> NDArray[np.int64]:
         """The rows trained on: all, or those drawn. Raises `DataError` where they do not suffice."""
         names, wanted = self.class_names, self.config.samples_per_label
+        if self.unlabelled.any():
+            return self._all_rows()
         self._require_classes(names)
         if wanted is None:
             return np.arange(self.table.num_rows, dtype=np.int64)
@@ -133,10 +148,11 @@ class LabelledTexts:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """The class of each row as text; of lists of labels, the set of them."""
+        """The class of each row as text, "" for none; of lists of labels, the set of them."""
+        names = [*map(str, self.labels.names), ""]
         if not self.labels.several:
-            return [str(self.labels.names[index]) for index in self.targets]
-        return [", ".join(str(self.labels.names[i]) for i in np.flatnonzero(row)) for row in self.targets]
+            return [names[index] for index in self.targets]
+        return [", ".join(names[i] for i in np.flatnonzero(row > 0)) for row in self.targets]
 
     def require_like(self, training: LabelledTexts) -> str | None:
         """Read everything; return in words what of the training's classes has no row here, if any has none.
@@ -144,11 +160,53 @@ class LabelledTexts:
         Raises `DataError` for an empty text or a label that training does not know.
         """
         _ = self.texts
-        absent = sorted(set(training.class_names) - set(self.class_names)) if not self.labels.several else []
+        absent = sorted(set(training.class_names) - {*self.class_names, ""}) if not self.labels.several else []
         if not absent:
             return None
         listed = ", ".join(absent[:SHOWN_LABELS]) + (", ..." if len(absent) > SHOWN_LABELS else "")
         return f"{self.table.name} has no row of {len(absent)} of the classes ({listed}): nothing is measured on them"
+
+    @cached_property
+    def cells(self) -> list[Any]:
+        """What stands in the label column, None in every row where there is none."""
+        if self.label_column not in self.table.columns:
+            return [None] * self.table.num_rows
+        return self.table.cells(self.label_column)
+
+    @cached_property
+    def unlabelled(self) -> NDArray[np.bool_]:
+        """Which rows have no label and get the teacher's answer for one."""
+        return np.array([cell is None and self._taught for cell in self.cells])
+
+    @property
+    def _taught(self) -> bool:
+        return self.trained_on and self.config.teacher is not None and self._labels is None
+
+    def _all_rows(self) -> NDArray[np.int64]:
+        """Take every row, some without a label. Raises `DataError` if so many of each class are to be drawn."""
+        if self.config.samples_per_label is not None:
+            raise DataError(
+                f"{self.table.locate(int(self.unlabelled.argmax()))} has no label",
+                why="samples_per_label draws by labels",
+                next_step="leave out samples_per_label, or the rows without a label",
+            )
+        _ = self.targets
+        return np.arange(self.table.num_rows, dtype=np.int64)
+
+    def _labels_of_teacher(self, cells: Sequence[Any], given: list[Label] | None) -> Labels:
+        """Return the teacher's labels, which those there are must be among."""
+        from unbroken.tasks.classify.teacher import teacher_settings
+
+        settings = teacher_settings(self.config)
+        if given is not None and tuple(given) != settings.labels:
+            raise ConfigError(
+                f"labels: {shown(given)} are not the teacher's ({', '.join(map(str, settings.labels[:SHOWN_LABELS]))})",
+                next_step="leave out labels, or give a label to every text",
+            )
+        vectors = settings.multi_label and any(
+            isinstance(value, int) for cell in cells if isinstance(cell, list) for value in cell
+        )
+        return Labels(settings.labels, settings.multi_label, vectors)
 
     def _labels_of_lists(self, cells: Sequence[Any], given: list[Label] | None) -> Labels:
         first: list[Any] = next((cell for cell in cells if cell), [])

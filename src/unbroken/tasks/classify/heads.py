@@ -41,13 +41,14 @@ class HeadTraining:
         encoder: Encoder,
         head: LinearHead,
         features: Features,
-        data: LabelledTexts,
+        targets: NDArray[np.int64],
+        labels: Labels,
         held_out: LabelledTexts | None,
     ) -> None:
         self.config, self.encoder, self.head, self.features = config, encoder, head, features
-        self.targets = torch.from_numpy(data.targets[data.chosen])
+        self.targets = torch.from_numpy(targets)
         self.held_out = held_out
-        self.by_place = weights_by_place(config.class_weight, data.labels)
+        self.by_place = weights_by_place(config.class_weight, labels)
 
     def phase(self, courses: Courses, encoding: Encoding, body: Container[str]) -> Phase:
         """Return the phase; `body` holds the names of the encoder's trained parameters."""

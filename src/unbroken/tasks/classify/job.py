@@ -23,6 +23,7 @@ from unbroken.tasks.classify.data import LabelledTexts
 from unbroken.tasks.classify.evaluation import Evaluation
 from unbroken.tasks.classify.heads import BODY, HEAD, HeadTraining
 from unbroken.tasks.classify.losses import Loss, body_loss
+from unbroken.tasks.classify.teacher import lesson
 from unbroken.tasks.optimizers import adamw
 
 
@@ -35,11 +36,12 @@ def build_job(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Job:
     """Return the job of a classification run over `data`; tokenises into `cache` what is not there yet."""
-    targets = data.targets[data.chosen]
+    content = digest(canonical([data.digest, "text", data.chosen.tolist()]))
+    targets, taught_NE = lesson(config, data, cache, content, encoder.device)
     courses = courses_of(config, targets)
     arena = open_arena(
         cache,
-        content=digest(canonical([data.digest, "text", data.chosen.tolist()])),
+        content=content,
         texts=lambda: [data.texts[row] for row in data.chosen],
         encoder=encoder,
         prompt=encoder.resolve_prompt(),  # with which it will be used
@@ -55,7 +57,7 @@ def build_job(
     chunk_size = config.micro_batch_size or texts_per_step
     encoding = Encoding(arena, targets, chunk_size)
     held_out = evaluation.data if evaluation else None
-    training = HeadTraining(config, encoder, head, Features(encoder, arena), data, held_out)
+    training = HeadTraining(config, encoder, head, Features(encoder, arena), targets, data.labels, held_out)
     return Job(
         seed=config.seed,
         phases=(
@@ -74,7 +76,7 @@ def build_job(
         ),
         modules={BODY: encoder, HEAD: head},
         encode=encoding,
-        gradients=partial(body_gradients, encoder, body_loss(config, courses.body, targets)),
+        gradients=partial(body_gradients, encoder, body_loss(config, courses.body, targets, taught_NE)),
         layout=partial(layout, encoder),
         documents=partial(documents, encoder, settings),
         evaluate=partial(evaluation.measure, encoder, training.probabilities) if evaluation else dict,

@@ -20,8 +20,14 @@ from unbroken.tasks.classify.config import ClassifyConfig
 Loss = Callable[[Tensor, Batch], Tensor]
 
 
-def body_loss(config: ClassifyConfig, plan: Draws, targets: NDArray[np.int64]) -> Loss:
-    """Return the loss of the embeddings [N, D] of a batch; `targets` are those of all examples."""
+def body_loss(config: ClassifyConfig, plan: Draws, targets: NDArray[np.int64], taught_NE: Tensor | None = None) -> Loss:
+    """Return the loss of the embeddings [N, D] of a batch; `targets` are those of all examples.
+
+    So are `taught_NE`, the embeddings by the teacher, where there is one.
+    """
+    if config.teacher is not None:
+        assert taught_NE is not None
+        return partial(paired_by_teacher if config.pairs == "sampled" else by_teacher, taught_NE)
     if config.pairs == "sampled":
         return paired
     if config.loss == "cosine_similarity":
@@ -41,6 +47,23 @@ def paired(embeddings_ND: Tensor, batch: Batch) -> Tensor:
     first, second = batch.targets[0::2], batch.targets[1::2]
     same = first == second if batch.targets.ndim == 1 else (first * second).any(dim=1)
     return contrastive.cosine_similarity(embeddings_ND[0::2], embeddings_ND[1::2], same.to(embeddings_ND.device))
+
+
+def by_teacher(taught_NE: Tensor, embeddings_ND: Tensor, batch: Batch) -> Tensor:
+    """Compare each text of the batch with every other: their cosines are to be the teacher's."""
+    return contrastive.distillation(embeddings_ND, taught(taught_NE, embeddings_ND, batch))
+
+
+def paired_by_teacher(taught_NE: Tensor, embeddings_ND: Tensor, batch: Batch) -> Tensor:
+    """Take texts two by two: their cosine is to be the teacher's."""
+    theirs_NE = taught(taught_NE, embeddings_ND, batch)
+    targets_B = torch.nn.functional.cosine_similarity(theirs_NE[0::2], theirs_NE[1::2])
+    return contrastive.cosine_similarity(embeddings_ND[0::2], embeddings_ND[1::2], targets_B)
+
+
+def taught(taught_NE: Tensor, embeddings_ND: Tensor, batch: Batch) -> Tensor:
+    """Return the teacher's embeddings of the batch's texts, where the student's are."""
+    return taught_NE[torch.from_numpy(batch.ids)].to(embeddings_ND.device)
 
 
 def compared(

@@ -37,6 +37,8 @@ class Measured:
 class HeldOutTexts(LabelledTexts):
     """Rows whose labels must be the classifier's; lists of labels may be names or vectors of 0 and 1."""
 
+    trained_on = False
+
     def __init__(self, config: ClassifyConfig, opening: Callable[[], TextClassifier]) -> None:
         super().__init__(config.eval_data, config)
         self._opening = opening

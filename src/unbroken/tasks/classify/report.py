@@ -132,6 +132,7 @@ def report(
     training = LabelledTexts(config.train_data, config)
     _ = training.texts, training.chosen
     require_recorded(root, document, training)
+    require_labelled(training)
     held_out = None if config.eval_data is None else LabelledTexts(config.eval_data, config, training.labels)
     notes = [] if held_out is None else about_rows(training, held_out, document["contract"].get("eval_data"))
     from unbroken.tasks.classify.reporting import Reporting
@@ -156,6 +157,17 @@ def find_run(run: str | os.PathLike[str]) -> tuple[Path, Mapping[str, Any]]:
             f"the run {root} has no finished model yet", next_step=f"let it finish: unbroken train {root}"
         )
     return root, document
+
+
+def require_labelled(training: LabelledTexts) -> None:
+    """Raise `DataError` if an example has no label but the teacher's answer."""
+    lacks = training.unlabelled[training.chosen]
+    if lacks.any():
+        raise DataError(
+            f"{training.table.locate(int(training.chosen[lacks][0]))} has no label: the teacher answered for it",
+            why="baselines, the curve and the search for wrong labels are about labels",
+            next_step="`unbroken evaluate` measures the classifier on labelled rows",
+        )
 
 
 def require_recorded(root: Path, document: Mapping[str, Any], training: LabelledTexts) -> None:

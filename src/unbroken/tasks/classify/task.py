@@ -14,6 +14,7 @@ from unbroken.tasks.base_model import base_digest, find_model, model_gone, readi
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.course import Targets, courses_of
 from unbroken.tasks.classify.data import LabelledTexts
+from unbroken.tasks.classify.teacher import find_teacher, teacher_digest
 from unbroken.tasks.course import Course
 from unbroken.tasks.task import Prepared, Progress
 
@@ -44,17 +45,20 @@ def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None)
     data = LabelledTexts(config.train_data, config)
     _ = data.texts, data.chosen
     notes = [] if origin.checkpoint is None else [model_gone(config.model, origin.checkpoint)]
+    digests = {}
+    if config.teacher is not None:
+        digests["teacher"] = teacher_digest(find_teacher(config)[0])
     eval_data = None
     if config.eval_data is not None:
         eval_data = LabelledTexts(config.eval_data, config, data.labels)
         absent = eval_data.require_like(data)
         notes += [absent] if absent else []
     with reading(config.model):
-        digests = {"model": base_digest(origin, run), "tokenizer": tokenizer_digest(origin.model)}
+        digests |= {"model": base_digest(origin, run), "tokenizer": tokenizer_digest(origin.model)}
     if eval_data is not None and (config.load_best_model_at_end or config.calibrate):  # then it makes the model
         digests["eval_data"] = eval_data.digest
     identity: dict[str, Any] = {"digest": data.digest, "examples": data.table.num_rows}
-    if not data.labels.several:
+    if not data.labels.several and not data.unlabelled.any():
         identity["class_sizes"] = np.bincount(data.targets, minlength=len(data.labels.names)).tolist()
     return Prepared(
         identity={"data": identity, **{name: {"digest": digest} for name, digest in digests.items()}},
