@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from unbroken.base.errors import CannotContinueError, ConfigError
+from unbroken.base.fingerprint import canonical
 from unbroken.run.job import Job, Phase
 from unbroken.step.adamw import Optimizer
+from unbroken.store import layout
 from unbroken.store.checkpoints import Image, Placed, Restored
 
 ALIGNMENT = 64
@@ -82,7 +84,14 @@ class State:
             "groups": group_options(self.optimizer, self.trained),
             "extras": {name: extra.state_dict() for name, extra in self.job.extras.items()},
         }
-        return Image(self.step, tensors, self.job.documents(), state)
+        return Image(self.step, tensors, {**self.job.documents(), **self._unfinished()}, state)
+
+    def _unfinished(self) -> dict[str, bytes]:
+        """Return the file that says that the model lacks what a later phase makes; none where it does not."""
+        _, phase = self.job.phase_at(max(0, self.step - 1))
+        if phase.completes:
+            return {}
+        return {f"{layout.MODEL_FOLDER}/{layout.UNFINISHED_MODEL}": canonical({"phase": phase.name, "step": self.step})}
 
     def restore(self, restored: Restored) -> None:
         """Put a verified checkpoint into the live modules and optimizer.

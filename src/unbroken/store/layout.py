@@ -24,6 +24,7 @@ MANIFEST_FILE = "MANIFEST.json"
 STATE_FILE = "state.json"
 SEGMENT_FILE = "segment.json"  # which process made a checkpoint, and where: no part of the state
 OPTIMIZER_FILE = "optimizer.safetensors"
+UNFINISHED_MODEL = "unfinished.json"  # in the model of a checkpoint that a later phase completes
 EXTRA_FILE = "extra.safetensors"  # what else is trained: not the loadable model's
 WEIGHTS_SUFFIX = ".safetensors"
 

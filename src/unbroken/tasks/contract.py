@@ -22,7 +22,7 @@ from unbroken.store.run import read_run
 from unbroken.tasks.common import RunConfig
 from unbroken.tasks.task import Prepared
 
-FIXED = ("model", "tokenizer")  # what a run's state fits, and a fork of it keeps
+FIXED = ("model", "tokenizer", "labels")  # what a run's state fits, and a fork of it keeps
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 

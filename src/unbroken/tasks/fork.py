@@ -20,6 +20,7 @@ from unbroken.store import layout
 from unbroken.store.mirror import belongs
 from unbroken.tasks.common import RunConfig
 from unbroken.tasks.contract import FIXED, compose_contract, plain_values, resolve_threads
+from unbroken.tasks.course import PHASES
 from unbroken.tasks.meaning import Side, meaning
 from unbroken.tasks.origin import parse_run_at
 from unbroken.tasks.request import Request, resolve_config
@@ -29,11 +30,12 @@ from unbroken.tasks.train import CHECKPOINT_MULTIPLE
 if TYPE_CHECKING:  # torch, which nobody waits for whose command has a mistake
     from unbroken.run.folder import RunFolder
     from unbroken.run.fork import Source
-    from unbroken.store.checkpoints import Image
+    from unbroken.store.checkpoints import Image, Restored
 
 FITS_NOT = {
     "model": "the weights and the optimizer's state are those of that model",
     "tokenizer": "the same ids would stand for other words",
+    "labels": "each row of the head belongs to one class, and would stand for another",
 }
 LOOP = "loop"
 
@@ -154,7 +156,7 @@ def _require_free_mirror(mirror: str | None, target: Path) -> None:
 def _require_fitting(root: Path, recorded: contract.Contract, asked: contract.Contract) -> None:
     assert FITS_NOT.keys() == set(FIXED)
     for name, why in FITS_NOT.items():
-        if recorded[name] != asked[name]:
+        if recorded.get(name) != asked.get(name):
             old, new = recorded[name]["digest"][:8], asked[name]["digest"][:8]
             raise CannotContinueError(
                 f"{name}: content {old} ({root}) -> content {new}: a fork keeps it",
@@ -186,11 +188,15 @@ def _carry_over(source: Source, asked: Asked, target: Path, report: Reporter, pr
     for text in (*source.notes, *asked.prepared.notes):
         report(Notice(text))
     total = asked.new.course.total_steps
+    require_forkable = getattr(find_task(asked.config.task), "require_forkable", None)  # where phases may not fit
+    if require_forkable is not None:
+        require_forkable(asked.old, asked.new, source.step)
     if total < source.step or (total == source.step and asked.changed):
         raise CannotContinueError(
             f"the new run would have {total} steps, and {source.root} is at step {source.step} there",
             why="there would be nothing left to train",
-            next_step=f"set max_steps to more than {source.step}, or fork an earlier step: {source.root}@STEP",
+            next_step=("" if asked.new.course.kind == PHASES else f"set max_steps to more than {source.step}, or ")
+            + f"fork an earlier step: {source.root}@STEP",
         )
     require_space(
         target, asked.prepared.weights_bytes * (CHECKPOINT_MULTIPLE * (asked.config.save_total_limit + 1) + 1)
@@ -233,9 +239,12 @@ def restored_into(job: Any, source: Source, *, fresh: bool) -> Image:
     state = State.initial(job)
     trained, optimizer = begin_phase(job, job.phase_at(source.step)[0], state.movable)
     options = group_options(optimizer, trained)
+    restored = source.restored
+    if not restored.state["optimizer_numbers"] and not any(name.startswith("optimizer/") for name in restored.tensors):
+        restored = replace(restored, state={**restored.state, "groups": options})  # a phase begins here
     try:
-        _require_same_optimizer(source, options)
-        state.restore(source.restored)
+        _require_same_optimizer(restored, options)
+        state.restore(restored)
     except CannotContinueError as misfit:
         raise CannotContinueError(
             f"the state of {source.root} at step {source.step} does not fit: {misfit.what}",
@@ -247,9 +256,9 @@ def restored_into(job: Any, source: Source, *, fresh: bool) -> Image:
     return replace(image, state={**image.state, **kept})
 
 
-def _require_same_optimizer(source: Source, options: list[dict[str, Any]]) -> None:
+def _require_same_optimizer(restored: Restored, options: list[dict[str, Any]]) -> None:
     """Raise `CannotContinueError` if the optimizer knows other options than the one whose state it would take over."""
-    for saved, now in zip(source.restored.state["groups"], options, strict=False):
+    for saved, now in zip(restored.state["groups"], options, strict=False):
         if saved.keys() != now.keys():
             odd = ", ".join(sorted(saved.keys() ^ now.keys()))
             raise CannotContinueError(f"it belongs to another optimizer (options that only one of the two has: {odd})")

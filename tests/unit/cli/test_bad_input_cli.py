@@ -28,7 +28,10 @@ VALUES: dict[str, tuple[dict[str, Any], str]] = {
     "task missing": ({"task": LEFT_OUT}, "c.yaml: key 'task' is missing; add `task: embed | classify`"),
     "task's key misspelt": ({"task": LEFT_OUT, "taks": "embed"}, "c.yaml: unknown key 'taks'; did you mean 'task'?"),
     "task misspelt": ({"task": "embd"}, "c.yaml: task: 'embd' is not known; did you mean 'embed'?"),
-    "task of another kind": ({"task": "translate"}, "c.yaml: task: 'translate' is not known; there are: embed, classify"),
+    "task of another kind": (
+        {"task": "translate"},
+        "c.yaml: task: 'translate' is not known; there are: embed, classify",
+    ),
     "task no text": ({"task": ["embed"]}, "c.yaml: task: ['embed'] is not known; did you mean 'embed'?"),
     "model missing": (
         {"model": LEFT_OUT},

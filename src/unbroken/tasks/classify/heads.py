@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Parameter
 
-from unbroken.base.config import closest, shown
-from unbroken.base.errors import ConfigError
 from unbroken.models.calibration import fit_temperature
 from unbroken.models.classifying import LinearHead, log_probabilities
 from unbroken.models.encoder import Encoder
@@ -27,6 +25,7 @@ from unbroken.tasks.classify.batches import Batch, Encoding, Features
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.course import Courses
 from unbroken.tasks.classify.data import LabelledTexts, Labels
+from unbroken.tasks.classify.weights import weights_by_place
 
 BODY, HEAD = "encoder", "head"
 EVALUATED_AT_ONCE = 32  # texts of usual length
@@ -48,6 +47,7 @@ class HeadTraining:
         self.config, self.encoder, self.head, self.features = config, encoder, head, features
         self.targets = torch.from_numpy(targets)
         self.held_out = held_out
+        self._untrained = head.weight.detach().clone()
         self.by_place = weights_by_place(config.class_weight, labels)
 
     def phase(self, courses: Courses, encoding: Encoding, body: Container[str]) -> Phase:
@@ -125,9 +125,9 @@ class HeadTraining:
 
     @torch.no_grad()
     def probabilities(self, encoder: Encoder, texts: list[str]) -> NDArray[np.float64]:
-        """Return the classes' probabilities [N, L] by the head; while it is not trained yet, by one fitted now.
+        """Return the classes' probabilities [N, L] by the head; while it has made no step, by one fitted now.
 
-        So a figure means the same in both phases: what the run would give if the first phase ended here.
+        So figures of the first phase say what a logistic regression would make of the encoder as it is.
         """
         embeddings = encode_texts(
             encoder,
@@ -138,7 +138,7 @@ class HeadTraining:
             truncate_dim=None,
             show_progress=False,
         )
-        if self.head.weight.requires_grad:
+        if not torch.equal(self.head.weight, self._untrained):
             return self.head.probabilities(embeddings).double().cpu().numpy()
         weight, bias, _ = self.fitted(self.features.make())
         logits = self._logits(embeddings, weight, bias)
@@ -176,18 +176,3 @@ class HeadTraining:
         targets = torch.from_numpy(self.held_out.targets)
         found = fit_temperature(self._logits(embeddings, weight, bias), targets, self.head.multi_label)
         return torch.tensor(found, device=self.head.temperature.device)
-
-
-def weights_by_place(given: Any, labels: Labels) -> Any:
-    """Return class weights by the classes' places. Raises `ConfigError` for a class there is not."""
-    if not isinstance(given, Mapping):
-        return given
-    places = {str(name): place for place, name in enumerate(labels.names)}
-    unknown = [name for name in given if str(name) not in places]
-    if unknown:
-        near = closest(str(unknown[0]), places)
-        raise ConfigError(
-            f"class_weight: {shown(unknown[0])} is no class",
-            next_step=f"did you mean '{near}'?" if near else f"there are {', '.join(map(str, labels.names[:5]))}",
-        )
-    return {places[str(name)]: float(weight) for name, weight in given.items()}

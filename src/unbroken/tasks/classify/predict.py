@@ -19,6 +19,7 @@ from unbroken.models.folder import resolve
 from unbroken.plan.source import CORRECT, Table, read_blocks
 from unbroken.run.preflight import require_output
 from unbroken.store.files import replace_with
+from unbroken.store.layout import UNFINISHED_MODEL
 from unbroken.tasks.base_model import require_weights
 from unbroken.tasks.origin import enclosing_run, resolve_model
 
@@ -129,6 +130,12 @@ def open_classifier(model: str | os.PathLike[str], device: str = "auto") -> Text
         raise ConfigError(
             f"{model} is an embedding model, without a classifier ({CLASSIFIER_FILE} is missing)",
             next_step=f"train one on it: `task: classify` with `model: {model}`; for embeddings, `unbroken encode`",
+        )
+    if (folder / UNFINISHED_MODEL).exists():
+        raise ConfigError(
+            f"{folder} is the model of an unfinished run: its head is not trained yet",
+            why="whatever it answered would mean nothing",
+            next_step=f"carry the run to its end: `unbroken train {enclosing_run(folder) or model}`",
         )
     from unbroken.models.classifying import read_classifier
     from unbroken.models.encoder import Encoder

@@ -25,7 +25,7 @@ from unbroken.tasks.classify.baselines import HeadFitter, Texts, head_probabilit
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.data import LabelledTexts
 from unbroken.tasks.classify.evaluation import measures
-from unbroken.tasks.classify.heads import EVALUATED_AT_ONCE, weights_by_place
+from unbroken.tasks.classify.heads import EVALUATED_AT_ONCE
 from unbroken.tasks.classify.report import LISTED_SUSPECTS, THE_RUN, Mislabelled, Report
 from unbroken.tasks.classify.scores import (
     MOST_IN_MATRIX,
@@ -39,6 +39,7 @@ from unbroken.tasks.classify.scores import (
     one_hot,
     score,
 )
+from unbroken.tasks.classify.weights import weights_by_place
 from unbroken.tasks.contract import resolve_threads
 from unbroken.tasks.device import resolve_device
 from unbroken.tasks.origin import resolve_model

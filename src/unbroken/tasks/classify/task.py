@@ -9,31 +9,79 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unbroken.base.errors import CannotContinueError
+from unbroken.base.fingerprint import canonical, digest
 from unbroken.models.identity import tokenizer_digest
 from unbroken.tasks.base_model import base_digest, find_model, model_gone, reading
-from unbroken.tasks.classify.config import ClassifyConfig
-from unbroken.tasks.classify.course import Targets, courses_of
+from unbroken.tasks.classify.config import BOTH, ClassifyConfig
+from unbroken.tasks.classify.course import Courses, Targets, courses_of
 from unbroken.tasks.classify.data import LabelledTexts
 from unbroken.tasks.classify.teacher import find_teacher, teacher_digest
+from unbroken.tasks.classify.weights import weights_by_place
 from unbroken.tasks.course import Course
 from unbroken.tasks.task import Prepared, Progress
 
 if TYPE_CHECKING:
     from unbroken.run.job import Job
+    from unbroken.tasks.meaning import Side
 
 CONFIG = ClassifyConfig
 
 
+# What only the first phase knows: changed after it, a key would be recorded and have done nothing.
+BODY_KEYS = {
+    "pairs",
+    "sampling_strategy",
+    "num_iterations",
+    "loss",
+    "margin",
+    "distance",
+    "temperature",
+    "min_steps",
+    "max_steps",
+    "lr_scheduler_type",
+    "warmup_ratio",
+}
+
+
 def course(config: ClassifyConfig, contract: Mapping[str, Any]) -> Course:
     """Return the steps and rates of a run over the data its contract names."""
+    return phases_of(config, contract).joined(config)
+
+
+def phases_of(config: ClassifyConfig, contract: Mapping[str, Any]) -> Courses:
+    """Return the courses of both phases over the data a contract names."""
     sizes = contract["data"].get("class_sizes")
-    if sizes is None:  # lists of labels: what the pairs are, only the rows can tell
+    if sizes is None:  # lists of labels, or none: what the pairs are, only the rows can tell
         data = LabelledTexts(config.train_data, config)
         targets: Targets = data.targets[data.chosen]
     else:
         most = config.samples_per_label or max(sizes)
         targets = np.repeat(np.arange(len(sizes)), np.minimum(sizes, most))
-    return courses_of(config, targets).joined(config)
+    return courses_of(config, targets)
+
+
+def require_forkable(old: Side, new: Side, step: int) -> None:
+    """Raise `CannotContinueError` if the state after `step` steps does not lie where the new run has that step."""
+    assert isinstance(old.config, ClassifyConfig)
+    assert isinstance(new.config, ClassifyConfig)
+    before, after = phases_of(old.config, old.contract).body_steps, phases_of(new.config, new.contract).body_steps
+    if step < before:
+        if after <= step:
+            raise CannotContinueError(
+                f"the first phase would have {after} steps, and the state is that of step {step} in it",
+                next_step=f"fork a step before {after}, or leave it longer than {step}",
+            )
+        return
+    changed = {key for key in BODY_KEYS if getattr(old.config, key) != getattr(new.config, key)}
+    changed |= {key for key in BOTH if old.config.both(key)[0] != new.config.both(key)[0]}
+    if changed or before != after:
+        what = min(changed) if changed else "the data"
+        raise CannotContinueError(
+            f"{what} decides the first phase, which is over after step {before}",
+            why="the change would be on record and have done nothing",
+            next_step=f"fork a step before {before}, or begin a new run",
+        )
 
 
 def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None) -> Prepared:
@@ -44,6 +92,7 @@ def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None)
     origin, size = find_model(config, run)
     data = LabelledTexts(config.train_data, config)
     _ = data.texts, data.chosen
+    weights_by_place(config.class_weight, data.labels)
     notes = [] if origin.checkpoint is None else [model_gone(config.model, origin.checkpoint)]
     digests = {}
     if config.teacher is not None:
@@ -61,7 +110,11 @@ def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None)
     if not data.labels.several and not data.unlabelled.any():
         identity["class_sizes"] = np.bincount(data.targets, minlength=len(data.labels.names)).tolist()
     return Prepared(
-        identity={"data": identity, **{name: {"digest": digest} for name, digest in digests.items()}},
+        identity={
+            "data": identity,
+            "labels": {"digest": digest(canonical(list(data.labels.names)))},
+            **{name: {"digest": found} for name, found in digests.items()},
+        },
         row_digests=data.row_digests.astype("<u8").tobytes(),
         weights_bytes=size,
         parent=origin.parent,
