@@ -77,7 +77,7 @@ def test_other_classes_are_another_run(run: Path, tmp_path: Path) -> None:
     rows = tmp_path / "numbers.jsonl"
     numbered = [row | {"label": int(row["label"].removeprefix("class "))} for row in labelled()]
     rows.write_text("".join(json.dumps(row) + "\n" for row in numbered), encoding="utf-8")
-    with pytest.raises(CannotContinueError, match="labels: content .* a fork keeps it; each row of the head"):
+    with pytest.raises(CannotContinueError, match=r"labels: content .* a fork keeps it; each row of the head"):
         fork(f"{run}@2", tmp_path / "fork", {"train_data": str(rows)})
 
 
