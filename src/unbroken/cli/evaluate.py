@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,9 +59,15 @@ def evaluate(
         refuse_metric(metric)
         print_values(measure_embeddings(model, data, loss, roles), as_json=json)
         return 0
+    from unbroken.base.errors import DataError
+    from unbroken.tasks.classify.data import NoColumnError
     from unbroken.tasks.classify.measure import measure
 
-    found = measure(model, None if data is None else str(data), roles, metric)
+    try:
+        found = measure(model, None if data is None else str(data), roles, metric)
+    except NoColumnError as failure:
+        advice = f"say which columns they are: {columns_option(failure.roles)}"
+        raise DataError(failure.what, next_step=advice) from None
     print_values(found.metrics, as_json=json)
     if not json:
         print()
@@ -79,6 +87,11 @@ def refuse_metric(metric: list[str] | None) -> None:
 
     if metric:
         raise ConfigError("--metric is for classifiers", next_step="leave it out: all metrics of the rows are printed")
+
+
+def columns_option(roles: Sequence[str]) -> str:
+    """Return the options that say which column has which role; given at all, they replace all of the run's."""
+    return " ".join(f"--columns {shlex.quote(role)}" for role in roles)
 
 
 def pairs(given: list[str]) -> dict[str, str]:

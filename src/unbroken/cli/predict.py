@@ -14,7 +14,7 @@ def predict(
     texts: Path,
     output: Annotated[Path, Parameter(name=("--output", "-o"))],
     *,
-    column: str = "text",
+    column: str | None = None,
     proba: Annotated[bool, Parameter(negative=())] = False,
     keep: Annotated[bool, Parameter(negative=())] = False,
     device: str = "auto",
@@ -40,7 +40,7 @@ def predict(
     output
         The file to write. Of texts with any number of labels, `label` and `probability` are lists.
     column
-        Which column of the rows holds the text.
+        Which column of the rows holds the text. Default: the run's, else text.
     proba
         Add the probability of every label, as `probabilities`.
     keep
@@ -54,9 +54,10 @@ def predict(
     """
     from unbroken.bridges.folders import open_any
     from unbroken.cli.output import print_values
-    from unbroken.tasks.classify.predict import predict_file
+    from unbroken.tasks.classify.predict import predict_file, text_column
 
     opening = partial(open_any, model, allow_pickle=allow_pickle, device=device)
+    column = text_column(model) if column is None else column
     count = predict_file(opening, texts, output, column=column, proba=proba, keep=keep)
     print_values({"output": str(output), "texts": count}, as_json=json)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -45,13 +46,24 @@ def report(
         Print one JSON object.
     """
     from unbroken.base.config import parse_overrides
+    from unbroken.base.errors import DataError
+    from unbroken.cli.evaluate import columns_option
     from unbroken.cli.output import print_json
+    from unbroken.tasks.classify.data import NoColumnError
     from unbroken.tasks.classify.report import report as look
     from unbroken.views import classify_report as view
 
     if output is not None:
         view.require_page(output)
-    found = look(run, None if data is None else str(data), inputs=parse_overrides(set_ or []))
+    try:
+        found = look(run, None if data is None else str(data), inputs=parse_overrides(set_ or []))
+    except NoColumnError as failure:
+        advice = "put the data back, or say where they are: --set train_data=FILE"
+        if failure.held_out:
+            file = "FILE" if data is None else shlex.quote(str(data))
+            measuring = f"unbroken evaluate {shlex.quote(run)} {file} {columns_option(failure.roles)}"
+            advice = f"rename the column, or measure without a report: {measuring}"
+        raise DataError(failure.what, next_step=advice) from None
     if output is not None:
         view.write_page(found, output)
     print_json(found.flat()) if json else view.show(found, view.console(sys.stdout))

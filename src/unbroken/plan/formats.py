@@ -61,17 +61,25 @@ def require_file(path: Path) -> None:
     raise DataError(f"no file {path}", next_step=f"did you mean '{near}'?" if near else "correct the path")
 
 
+class ColumnMissingError(DataError):
+    """There is no column of that name; `near` is one that may be meant."""
+
+    near: str | None = None
+
+
 def require_columns(place: str, wanted: Iterable[str], there: Iterable[str]) -> None:
     """Raise `DataError` for the first wanted column that is not there."""
     known = [str(column) for column in there]
     for column in wanted:
         if column not in known:
             near = closest(column, known)
-            raise DataError(
+            missing = ColumnMissingError(
                 f"{place}: there is no column '{column}'",
                 why=f"the columns are {', '.join(known) or 'none'}",
                 next_step=f"did you mean '{near}'?" if near else "name one of these, or add the column",
             )
+            missing.near = near
+            raise missing
 
 
 def decoded_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:

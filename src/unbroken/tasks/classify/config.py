@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import field_validator, model_validator
 
-from unbroken.base.config import closest, content, identity, operational
+from unbroken.base.config import closest, content, identity, operational, shown
 from unbroken.plan import pairs, strata
 from unbroken.tasks.common import ELSEWHERE, RunConfig, Schedule
 
@@ -156,6 +157,9 @@ class ClassifyConfig(RunConfig):
         """Call classes that are numbers by their digits, as JSON does, in which runs are recorded and compared."""
         if not isinstance(value, Mapping):
             return value
+        for name, weight in value.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+                raise ValueError(f"the weight of {shown(name)} is {shown(weight)}: give finite numbers above 0")
         return {str(name) if type(name) is int else name: weight for name, weight in value.items()}
 
     @model_validator(mode="after")
@@ -194,12 +198,10 @@ class ClassifyConfig(RunConfig):
         for role in self.columns:
             if role not in ("text", "label"):
                 raise ValueError(f"columns: a classifier reads text and label, not '{role}'")
-        if self.metric_for_best_model not in (None, *METRICS):
-            near = closest(str(self.metric_for_best_model), METRICS)
-            raise ValueError(
-                f"metric_for_best_model: '{self.metric_for_best_model}' is not measured; "
-                + (f"did you mean '{near}'?" if near else f"give one of {', '.join(METRICS)}")
-            )
+        if self.metric_for_best_model is not None:
+            require_measured("metric_for_best_model", self.metric_for_best_model)
+        for name in [self.metric] if isinstance(self.metric, str) else self.metric:
+            require_measured("metric", name)
         return self
 
     def both(self, key: str) -> tuple[Any, Any]:
@@ -224,3 +226,11 @@ class ClassifyConfig(RunConfig):
     def best_metric(self) -> str:
         """What `load_best_model_at_end` chooses by unless told otherwise."""
         return self.metric_for_best_model or METRICS[0]
+
+
+def require_measured(key: str, name: str) -> None:
+    """Raise `ValueError` unless a metric of that name is measured."""
+    if name not in METRICS:
+        near = closest(name, METRICS)
+        advice = f"did you mean '{near}'?" if near else f"give one of {', '.join(METRICS)}"
+        raise ValueError(f"{key}: '{name}' is not measured; {advice}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,7 +22,9 @@ from unbroken.tasks.classify.config import ClassifyConfig
 Label = str | int
 SHOWN_LABELS = 5
 TEXT, LABEL = "text", "label"
+ROLES = (TEXT, LABEL)
 UNLABELLED = -1
+WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,20 @@ class Labels:
     def places(self) -> dict[Label, int]:
         """The index of each class."""
         return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def places_as_text(self) -> dict[str, int]:
+        """The index of each class by its text, where no other class has the same: 0 and '0' have."""
+        counts = Counter(map(str, self.names))
+        return {str(name): index for index, name in enumerate(self.names) if counts[str(name)] == 1}
+
+
+class NoColumnError(DataError):
+    """The rows lack the column of a role. `roles` says as role=column which there are, or may be meant."""
+
+    def __init__(self, what: str, roles: Sequence[str], held_out: bool, *, next_step: str):
+        super().__init__(what, next_step=next_step)
+        self.roles, self.held_out = roles, held_out
 
 
 class LabelledTexts:
@@ -54,11 +72,16 @@ class LabelledTexts:
     def table(self) -> Table:
         """The rows themselves. Raises `DataError` if a column is missing or there is no row."""
         table = read_rows(self.source, self.name)
-        for role, column in ((TEXT, self.text_column), (LABEL, self.label_column)):
-            if column not in table.columns and not (role == LABEL and self._taught):
+        named = dict(zip(ROLES, (self.text_column, self.label_column), strict=True))
+        there = {role: column if column in table.columns else None for role, column in named.items()}
+        meant = [f"{role}={there[role] or closest(named[role], table.columns) or 'NAME'}" for role in ROLES]
+        for role, column in named.items():
+            if there[role] is None and not (role == LABEL and self._taught):
                 near = closest(column, table.columns)
-                raise DataError(
+                raise NoColumnError(
                     f"{table.name} has no column '{column}' (for {role}); it has {', '.join(table.columns)}",
+                    meant,
+                    held_out=self._labels is not None or not self.trained_on,
                     next_step=f"say which column it is: `columns: {{{role}: {near or '...'}}}`",
                 )
         return table
@@ -78,7 +101,7 @@ class LabelledTexts:
 
     @cached_property
     def labels(self) -> Labels:
-        """The classes: those given, or those that occur, in the order of numbers or of the alphabet."""
+        """The classes: those given, or those that occur, in the order of numbers, also as text, or of the alphabet."""
         if self._labels is not None:
             return self._labels
         given = self.config.labels
@@ -87,11 +110,8 @@ class LabelledTexts:
             return self._labels_of_teacher(cells, given)
         if cells and isinstance(cells[0], list):
             return self._labels_of_lists(cells, given)
-        kind = self._kind(cells)
-        if given is not None:
-            return Labels(tuple(given), several=False)
-        names: set[Any] = set(cells)
-        return Labels(tuple(sorted(names)) if kind is int else tuple(sorted(map(str, names))), several=False)
+        self._require_one_kind(enumerate(cells))
+        return Labels(ordered(cells) if given is None else tuple(given), several=False)
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -203,46 +223,76 @@ class LabelledTexts:
                 f"labels: {shown(given)} are not the teacher's ({', '.join(map(str, settings.labels[:SHOWN_LABELS]))})",
                 next_step="leave out labels, or give a label to every text",
             )
-        vectors = settings.multi_label and any(
-            isinstance(value, int) for cell in cells if isinstance(cell, list) for value in cell
-        )
+        vectors = settings.multi_label and are_vectors(lists_in(cells), len(settings.labels))
         return Labels(settings.labels, settings.multi_label, vectors)
 
     def _labels_of_lists(self, cells: Sequence[Any], given: list[Label] | None) -> Labels:
-        first: list[Any] = next((cell for cell in cells if cell), [])
-        if first and all(isinstance(value, int) and not isinstance(value, bool) for value in first):
-            names = tuple(given) if given is not None else tuple(range(len(first)))
-            return Labels(names, several=True, vectors=True)
-        if given is not None:
-            return Labels(tuple(given), several=True)
-        found = {label for cell in cells if isinstance(cell, list) for label in cell if isinstance(label, str)}
-        return Labels(tuple(sorted(found)), several=True)
+        lists = lists_in(cells)
+        if are_vectors(lists):
+            width = max(map(len, lists))
+            if given is not None and len(given) != width:
+                raise DataError(
+                    f"{self.table.name}: column '{self.label_column}' holds vectors of {width} values, "
+                    f"and labels gives {len(given)} names",
+                    why="each place of a vector is a class",
+                    next_step=f"give {width} names, or leave out labels",
+                )
+            return Labels(tuple(range(width)) if given is None else tuple(given), several=True, vectors=True)
+        found = [(row, label) for row, cell in enumerate(cells) if isinstance(cell, list) for label in cell]
+        self._require_one_kind(found)
+        return Labels(ordered(label for _, label in found) if given is None else tuple(given), several=True)
 
-    def _kind(self, cells: Sequence[Any]) -> type:
-        """Whether the labels are text or whole numbers. Raises `DataError` for anything else, or a mixture."""
-        kind = type(cells[0]) if cells else str
-        for row, cell in enumerate(cells):
-            if isinstance(cell, bool) or not isinstance(cell, str | int) or (isinstance(cell, str) and not cell):
-                raise self._refused(row, cell, "a label (text or a whole number)")
-            if type(cell) is not kind:
-                raise self._refused(row, cell, f"a label like that of the first row ({shown(cells[0])})")
-        return kind
+    def _require_one_kind(self, labels: Iterable[tuple[int, Any]]) -> None:
+        """Raise `DataError` unless the labels, each with its row, are all text or all whole numbers."""
+        first: Any = None
+        for row, label in labels:
+            if not is_label(label) or label == "":
+                raise self._refused(row, label, "a label (text or a whole number)")
+            first = label if first is None else first
+            if isinstance(label, str) is not isinstance(first, str):
+                raise self._refused(row, label, f"a label like the first ({shown(first)})")
 
     def _place(self, row: int, label: Any) -> int:
-        place = self.labels.places.get(label) if isinstance(label, str | int) else None
-        if place is None:
-            if label is None or isinstance(label, float | list | dict):
-                raise self._refused(row, label, "a label")
-            listed = ", ".join(map(str, self.labels.names[:SHOWN_LABELS]))
-            more = ", ..." if len(self.labels.names) > SHOWN_LABELS else ""
-            near = closest(str(label), list(map(str, self.labels.names)))
+        """Return the index of a label's class: the class itself, one of the same text, or that of its number."""
+        labels = self.labels
+        if not is_label(label):
+            raise self._refused(row, label, "a label")
+        place = labels.places.get(label, labels.places_as_text.get(str(label)))
+        if place is not None:
+            return place
+        if self._numbered and WHOLE_NUMBER.fullmatch(str(label)):
+            if 0 <= int(label) < len(labels.names):
+                return int(label)
             raise DataError(
-                f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(label)}, which is none of the "
-                f"{len(self.labels.names)} classes ({listed}{more})",
-                why="it could never be predicted" if self._labels is not None else "",
-                next_step=f"did you mean '{near}'?" if near else "correct it or remove the row",
+                f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(label)}, and labels names the "
+                f"classes 0 to {len(labels.names) - 1}",
+                why="a number is a place among the names, counted from 0",
+                next_step="correct it, or name every class in labels",
             )
-        return place
+        raise self._unknown(row, label)
+
+    @cached_property
+    def _numbered(self) -> bool:
+        """Whether a whole number is the place of a name: names are given, and none could itself be the number."""
+        names = self.labels.names
+        if self.config.labels is None or tuple(self.config.labels) != names:
+            return False
+        return not any(WHOLE_NUMBER.fullmatch(str(name)) for name in names)
+
+    def _unknown(self, row: int, label: Label) -> DataError:
+        names = self.labels.names
+        listed = ", ".join(map(str, names[:SHOWN_LABELS])) + (", ..." if len(names) > SHOWN_LABELS else "")
+        kinds = {isinstance(name, str) for name in names}
+        kind, others = ("text", "whole numbers") if isinstance(label, str) else ("a whole number", "text")
+        alike = isinstance(label, str) in kinds
+        near = closest(str(label), list(map(str, names)))
+        return DataError(
+            f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(label)}"
+            + ("" if alike else f" ({kind})")
+            + f", which is none of the {len(names)} classes ({listed}{'' if alike else f': {others}'})",
+            why="it could never be predicted" if self._labels is not None else "",
+            next_step=f"did you mean '{near}'?" if near else "correct it or remove the row",
+        )
 
     def _require_classes(self, names: Sequence[str]) -> None:
         counts = _counts(names)
@@ -276,6 +326,39 @@ class LabelledTexts:
             f"{self.table.locate(row)}, column '{self.label_column}' holds {shown(cell)} where {expected} is expected",
             next_step="correct it or remove the row",
         )
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value is text or a whole number."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def ordered(labels: Iterable[Any]) -> tuple[Label, ...]:
+    """Return labels of one kind once each: numbers, and texts that are all whole numbers, by size; else by alphabet."""
+    found = set(labels)
+    if not all(isinstance(label, str) for label in found):
+        return tuple(sorted(found))
+    if all(WHOLE_NUMBER.fullmatch(label) for label in found):
+        return tuple(sorted(map(str, found), key=lambda label: (int(label), label)))
+    return tuple(sorted(map(str, found)))
+
+
+def lists_in(cells: Iterable[Any]) -> list[list[Any]]:
+    """Return the cells that are lists."""
+    return [cell for cell in cells if isinstance(cell, list)]
+
+
+def are_vectors(lists: Sequence[list[Any]], width: int | None = None) -> bool:
+    """Tell lists of 0 and 1, a value for each class (`width` of them, if known), from lists of labels.
+
+    All are of one length of at least 2. Where one has a value twice they are meant as vectors whatever their lengths,
+    since nobody gives a label twice: the one of another length is then the mistake.
+    """
+    if any(not is_label(value) or value not in (0, 1) for cell in lists for value in cell):
+        return False
+    lengths = {len(cell) for cell in lists}
+    repeated = any(len(set(cell)) < len(cell) for cell in lists)
+    return repeated or (len(lengths) == 1 and max(lengths) >= 2 and width in (None, *lengths))
 
 
 def _counts(names: Sequence[str]) -> dict[str, int]:

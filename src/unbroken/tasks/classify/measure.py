@@ -16,14 +16,14 @@ from unbroken.base.config import closest
 from unbroken.base.errors import ConfigError
 from unbroken.store.run import read_run
 from unbroken.tasks.classify.config import METRICS, ClassifyConfig
-from unbroken.tasks.classify.data import LabelledTexts, Labels
+from unbroken.tasks.classify.data import LabelledTexts, Labels, are_vectors, lists_in
 from unbroken.tasks.classify.predict import TextClassifier, decided, open_classifier
 from unbroken.tasks.classify.scores import ClassScore, class_scores, one_hot
 from unbroken.tasks.origin import enclosing_run
 from unbroken.tasks.request import ROWS_IN_MEMORY
 
 Metric = str | Callable[[Any, Any], float]
-RECORDED = ("columns", "eval_data", "metric")
+RECORDED = ("columns", "eval_data", "labels", "metric")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class HeldOutTexts(LabelledTexts):
         """The classifier's labels."""
         classifier, vectors = self._opening(), False
         if classifier.multi_label:
-            lists = (cell for cell in self.table.cells(self.label_column) if isinstance(cell, list) and cell)
-            vectors = all(type(value) is int for value in next(lists, [""]))
+            vectors = are_vectors(lists_in(self.cells), len(classifier.labels))
         return Labels(classifier.labels, classifier.multi_label, vectors)
 
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.models.folder import resolve
+from unbroken.plan.formats import ColumnMissingError
 from unbroken.plan.source import CORRECT, Table, read_blocks
 from unbroken.run.preflight import require_output
 from unbroken.store.files import replace_with
 from unbroken.store.layout import UNFINISHED_MODEL
+from unbroken.store.run import read_run
 from unbroken.tasks.base_model import require_weights
 from unbroken.tasks.origin import enclosing_run, resolve_model
 
@@ -146,6 +148,13 @@ def open_classifier(model: str | os.PathLike[str], device: str = "auto") -> Text
     return TextClassifier(encoder, settings, head.to(encoder.device).eval())
 
 
+def text_column(model: str | os.PathLike[str]) -> str:
+    """Return the column that the model's run read its texts from; "text" for a model that is no run's."""
+    run = enclosing_run(Path(model).expanduser())
+    recorded = (read_run(run) or {}).get("config", {}) if run else {}
+    return str((recorded.get("columns") or {}).get("text", "text"))
+
+
 def predict_file(
     opening: Callable[[], TextClassifier],
     rows: Path,
@@ -166,7 +175,11 @@ def predict_file(
     blocks = (
         (table, table.texts(column), inputs) for table, inputs in read_blocks(rows, ROWS_AT_ONCE, column, whole=keep)
     )
-    first = next(blocks)
+    try:
+        first = next(blocks)
+    except ColumnMissingError as failure:
+        advice = f"did you mean --column {failure.near}?" if failure.near else "say which holds the text: --column NAME"
+        raise DataError(failure.what, why=failure.why, next_step=advice) from None
     classifier = opening()
     count = 0
 
