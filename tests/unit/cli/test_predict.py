@@ -76,7 +76,7 @@ PREDICT = {
     "runs/c texts.txt -o out --device gpu": (2, "device: 'gpu' is not known; …"),
     "runs/c texts.txt": (2, "predict: --output is missing; see `unbroken predict --help`"),
     "runs/c text.txt -o out": (3, "no file text.txt; did you mean 'texts.txt'?"),
-    "runs/c labelled.jsonl -o out --column txt": (3, "labelled.jsonl: there is no column 'txt'; …did you mean 'text'?"),
+    "runs/c labelled.jsonl -o out --column txt": (3, "labelled.jsonl: there is no column 'txt'; …did you mean --column text?"),
     "runs/c bad.jsonl -o out": (3, "bad.jsonl: line 2, column 'text' holds null where text is expected; …"),
     "runs/c empty.txt -o out": (3, "empty.txt is empty: it has no row of data; …"),
     "damaged texts.txt -o out": (2, "damaged/classifier.json is damaged: …"),

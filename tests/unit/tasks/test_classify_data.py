@@ -62,9 +62,9 @@ REFUSED = {
     "more asked than there are": (ROWS, {"samples_per_label": 5}, "asks for 5 examples of each class, and 'a' has 4"),
     "not among the names": (ROWS, {"labels": ["a", "c"]}, "holds 'b', which is none of the 2 classes (a, c)"),
     "a vector too short": (
-        [{"text": "x", "label": [1, 0]}, {"text": "y", "label": [1]}],
+        [{"text": "x", "label": [1, 0, 0]}, {"text": "y", "label": [1]}],
         {},
-        "row 2, column 'label' holds [1] where 2 values of 0 or 1",
+        "row 2, column 'label' holds [1] where 3 values of 0 or 1",
     ),
     "all the same lists": ([{"text": "x", "label": ["a"]}] * 3, {}, "all 3 rows have the same labels"),
 }
