@@ -23,6 +23,7 @@ from unbroken.base.errors import DataError
 from unbroken.bridges.folders import open_any
 from unbroken.run.report import Ended, plain, silent
 from unbroken.run.stop import STOPPED, StopRequest
+from unbroken.tasks.classify.data import are_vectors, lists_in
 from unbroken.tasks.classify.predict import TextClassifier, decided
 from unbroken.tasks.request import Request
 from unbroken.tasks.train import carry_out
@@ -206,7 +207,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _matrix(self, labels: list[Any]) -> NDArray[np.int64]:
         """Return lists of labels, or vectors of 0 and 1, as a matrix with a column for each of `classes_`."""
         names = self.classifier_.labels
-        if any(isinstance(cell, list) and cell and type(cell[0]) is int for cell in labels):
+        if are_vectors(lists_in(labels), len(names)):
             return np.array(labels, dtype=np.int64)
         places = {name: place for place, name in enumerate(names)}
         matrix = np.zeros((len(labels), len(names)), dtype=np.int64)

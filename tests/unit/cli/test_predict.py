@@ -66,6 +66,39 @@ def test_all_probabilities_and_the_row_itself(bench: Desk) -> None:
     assert all(line["probability"] == max(line["probabilities"].values()) for line in lines)
 
 
+def test_the_column_is_that_of_the_run(bench: Desk) -> None:
+    """Also of one of its checkpoints; `--column` wins."""
+    rows = [{"utt": row["text"], "intent": row["label"], "text": "river"} for row in ROWS]
+    base = make_model_folder(bench.root / "base")
+    asked = {"task": "classify", "model": str(base), "train_data": rows, "max_steps": 3, "threads": 1, "seed": 0}
+    assert train(asked | {"columns": {"text": "utt", "label": "intent"}}, bench.root / "runs" / "renamed").finished
+    bench.write_rows("utts.jsonl", rows)
+
+    def predicted(*arguments: str) -> list[str]:
+        printed(bench, "predict", *arguments, "-o", "out.jsonl", "--proba")
+        return (bench.root / "out.jsonl").read_text().splitlines()
+
+    own = predicted("runs/renamed", "utts.jsonl")
+    assert own == predicted("runs/renamed/model", "utts.jsonl") == predicted("runs/c", "utts.jsonl", "--column", "utt")
+    assert len(set(own)) > 1
+    assert len(set(predicted("runs/renamed", "utts.jsonl", "--column", "text"))) == 1
+    bench.refuses(
+        3,
+        "labelled.jsonl: there is no column 'utt'; …say which holds the text: --column NAME",
+        *("predict", "runs/renamed", "labelled.jsonl", "-o", "out"),
+    )
+
+
+def test_numbers_with_names_are_measured_by_them(bench: Desk) -> None:
+    rows = [row | {"label": "abc".index(row["label"])} for row in ROWS]
+    base = make_model_folder(bench.root / "base")
+    asked = {"task": "classify", "model": str(base), "train_data": rows, "max_steps": 3, "threads": 1, "seed": 0}
+    assert train(asked | {"labels": ["a", "b", "c"]}, bench.root / "runs" / "named").finished
+    assert open_classifier(bench.root / "runs" / "named").labels == ("a", "b", "c")
+    found = measure(bench.root / "runs" / "named", rows)
+    assert found == measure(bench.root / "runs" / "named", ROWS) == measure(bench.root / "runs" / "c", ROWS)
+
+
 PREDICT = {
     "model texts.txt -o out": (2, "model is an embedding model, without a classifier (classifier.json is missing); …"),
     "nowhere/at/all texts.txt -o out": (2, "model: there is no folder nowhere/at; …"),
@@ -76,7 +109,14 @@ PREDICT = {
     "runs/c texts.txt -o out --device gpu": (2, "device: 'gpu' is not known; …"),
     "runs/c texts.txt": (2, "predict: --output is missing; see `unbroken predict --help`"),
     "runs/c text.txt -o out": (3, "no file text.txt; did you mean 'texts.txt'?"),
-    "runs/c labelled.jsonl -o out --column txt": (3, "labelled.jsonl: there is no column 'txt'; …did you mean --column text?"),
+    "runs/c labelled.jsonl -o out --column txt": (
+        3,
+        "labelled.jsonl: there is no column 'txt'; …did you mean --column text?",
+    ),
+    "runs/c pairs.jsonl -o out": (
+        3,
+        "pairs.jsonl: there is no column 'text'; …say which holds the text: --column NAME",
+    ),
     "runs/c bad.jsonl -o out": (3, "bad.jsonl: line 2, column 'text' holds null where text is expected; …"),
     "runs/c empty.txt -o out": (3, "empty.txt is empty: it has no row of data; …"),
     "damaged texts.txt -o out": (2, "damaged/classifier.json is damaged: …"),
@@ -86,6 +126,7 @@ PREDICT = {
 
 @pytest.mark.parametrize("typed", PREDICT)
 def test_predictions_that_cannot_be(typed: str, bench: Desk) -> None:
+    bench.write_rows("pairs.jsonl", [{"anchor": "river", "positive": "water"}])
     bench.place({"empty.txt": b"", "bad.jsonl": b'{"text": "river"}\n{"text": null}\n', "setfit/model_head.pkl": b"."})
     os.mkfifo(bench.root / "pipe")
     shutil.copytree(bench.root / "runs" / "c" / "model", bench.root / "damaged")
@@ -125,7 +166,15 @@ EVALUATE = {
     "runs/c": (2, "no rows to measure runs/c on; give a file: unbroken evaluate MODEL FILE"),
     "runs/c labelled.jsonl --metric acuracy": (2, "metric: 'acuracy' is not known; did you mean 'accuracy'?"),
     "runs/c labelled.jsonl --columns anchor=text": (2, "columns: a classifier reads text and label, not 'anchor'"),
-    "runs/c eval.jsonl": (3, "eval.jsonl has no column 'text' (for text); …"),
+    "runs/c eval.jsonl": (
+        3,
+        "eval.jsonl has no column 'text' (for text); it has anchor, …; say which columns they are: "
+        "--columns text=NAME --columns label=NAME",
+    ),
+    "runs/c labels.jsonl": (
+        3,
+        "labels.jsonl has no column 'label' …: --columns text=text --columns 'label=the labels'",
+    ),
     "runs/c other.jsonl": (3, "other.jsonl: line 2, column 'label' holds 'd', which is none of the 3 classes …"),
     "runs/c blank.jsonl": (3, "blank.jsonl: line 1, column 'text' holds an empty text; …"),
     "model eval.jsonl --metric accuracy": (2, "--metric is for classifiers; …"),
@@ -135,6 +184,7 @@ EVALUATE = {
 @pytest.mark.parametrize("typed", EVALUATE)
 def test_measurements_that_cannot_be(typed: str, bench: Desk) -> None:
     bench.write_rows("other.jsonl", [dict(ROWS[0]), {"text": "river", "label": "d"}])
+    bench.write_rows("labels.jsonl", [{"text": "river", "the labels": "a"}])
     bench.write_rows("blank.jsonl", [{"text": " ", "label": "a"}])
     code, line = EVALUATE[typed]
     bench.refuses(code, line, "evaluate", *typed.split())

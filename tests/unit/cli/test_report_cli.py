@@ -49,6 +49,18 @@ def test_rows_that_are_not_there(desk: Desk, finished: Path) -> None:
     desk.refuses(3, "no file tset.jsonl; …", "report", str(finished), "tset.jsonl")
 
 
+def test_columns_that_are_not_there(desk: Desk, finished: Path) -> None:
+    """The report has no option for columns: the advice is a command that has."""
+    desk.write_rows("other.jsonl", [{"texts": "river", "class": "class 1"}])
+    line = (
+        "other.jsonl has no column 'text' (for text); it has texts, class; rename the column, or measure without a "
+        f"report: unbroken evaluate {finished} other.jsonl --columns text=texts --columns label=NAME"
+    )
+    desk.refuses(3, line, "report", str(finished), "other.jsonl")
+    line = "eval.jsonl has no column 'text' …; put the data back, or say where they are: --set train_data=FILE"
+    desk.refuses(3, line, "report", str(finished), "--set", "train_data=eval.jsonl")
+
+
 def test_other_tasks_have_no_report_so_far(desk: Desk, tiny_model: Path) -> None:
     train({**CONFIG, "model": str(tiny_model), "train_data": "train.jsonl"}, desk.root / "runs" / "a")
     line = "report is for classification runs so far, and runs/a is of task embed; unbroken evaluate runs/a"

@@ -9,7 +9,7 @@ import pytest
 
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.tasks.classify.config import ClassifyConfig
-from unbroken.tasks.classify.data import LabelledTexts
+from unbroken.tasks.classify.data import LabelledTexts, Labels
 
 ROWS = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(8)]
 
@@ -42,6 +42,82 @@ def test_names_for_lists_and_vectors() -> None:
     assert vectors.class_names == ["first", "second"]
 
 
+def lists(*labels: list[Any], **changes: Any) -> LabelledTexts:
+    return read([{"text": "x", "label": label} for label in labels], **changes)
+
+
+def test_lists_of_whole_numbers_are_labels() -> None:
+    data = lists([10], [20, 30], [])
+    assert (data.labels.names, data.labels.vectors) == ((10, 20, 30), False)
+    assert data.targets.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "vectors"),
+    [
+        (([1, 0], [0, 1]), True),
+        (([0, 1, 1], [1, 1, 0]), True),
+        (([1], [0]), False),  # one value each
+        (([0, 1], [1]), False),  # of two lengths
+        (([0, 1], [1, 2]), False),  # the first row alone would do
+        (([], [1, 0]), False),
+    ],
+)
+def test_vectors_are_told_by_the_whole_column(labels: tuple[list[int], ...], vectors: bool) -> None:
+    assert lists(*labels).labels.vectors is vectors
+
+
+def test_labels_that_look_like_a_vector_in_one_row() -> None:
+    data = lists([0, 1], [1, 2])
+    assert data.labels.names == (0, 1, 2)
+    assert data.targets.tolist() == [[1, 1, 0], [0, 1, 1]]
+
+
+@pytest.mark.parametrize("number", [int, str])
+def test_numbers_may_have_names(number: Any) -> None:
+    names = ["negative", "neutral", "positive"]
+    data = read([{"text": "x", "label": number(i)} for i in (2, 0, 1, 2, 0, 1)], labels=names)
+    assert data.labels.names == tuple(names)
+    assert data.targets.tolist() == [2, 0, 1, 2, 0, 1]
+    assert data.class_names[0] == "positive"
+    held_out = LabelledTexts([{"text": "y", "label": number(1)}], data.config, data.labels)
+    assert held_out.class_names == ["neutral"]
+    assert lists([0], [1, 2], labels=names).targets.tolist() == [[1, 0, 0], [0, 1, 1]]
+
+
+def test_numbers_that_are_names_are_those() -> None:
+    assert read([{"text": "x", "label": i} for i in (1, 2)], labels=[2, 1]).targets.tolist() == [1, 0]
+
+
+def test_names_that_were_not_given_have_no_numbers() -> None:
+    training = read(ROWS)
+    held_out = LabelledTexts([{"text": "x", "label": 0}], config(), training.labels)
+    with pytest.raises(DataError, match=r"holds 0 \(a whole number\), which is none of the 2 classes \(a, b: text\)"):
+        held_out.require_like(training)
+
+
+@pytest.mark.parametrize(("kind", "other"), [(int, str), (str, int)])
+def test_numbers_and_their_text_are_one_class(kind: Any, other: Any) -> None:
+    training = read([{"text": "x", "label": kind(i)} for i in (0, 0, 1, 1)])
+    held_out = LabelledTexts([{"text": "x", "label": other(1)}], config(), training.labels)
+    assert held_out.targets.tolist() == [1]
+
+
+def test_a_text_that_is_no_class_s_alone_is_refused() -> None:
+    labels = Labels((0, "0", "1"), several=False)
+    assert LabelledTexts([{"text": "x", "label": 0}], config(), labels).targets.tolist() == [0]
+    assert LabelledTexts([{"text": "x", "label": "0"}], config(), labels).targets.tolist() == [1]
+    assert LabelledTexts([{"text": "x", "label": 1}], config(), labels).targets.tolist() == [2]
+    with pytest.raises(DataError, match="holds true where a label is expected"):
+        _ = LabelledTexts([{"text": "x", "label": True}], config(), labels).targets
+
+
+def test_texts_that_are_numbers_are_in_the_order_of_numbers() -> None:
+    assert read([{"text": "x", "label": str(i)} for i in (10, 9, -1)]).labels.names == ("-1", "9", "10")
+    assert read([{"text": "x", "label": label} for label in ("10", "9", "a")]).labels.names == ("10", "9", "a")
+    assert lists(["10"], ["9", "10"]).labels.names == ("9", "10")
+
+
 def test_drawn_examples_are_the_same_for_a_seed() -> None:
     one, again, other = (read(ROWS, samples_per_label=2, seed=seed).chosen.tolist() for seed in (1, 1, 4))
     assert one == again
@@ -62,9 +138,31 @@ REFUSED = {
     "more asked than there are": (ROWS, {"samples_per_label": 5}, "asks for 5 examples of each class, and 'a' has 4"),
     "not among the names": (ROWS, {"labels": ["a", "c"]}, "holds 'b', which is none of the 2 classes (a, c)"),
     "a vector too short": (
-        [{"text": "x", "label": [1, 0, 0]}, {"text": "y", "label": [1]}],
+        [{"text": "x", "label": [1, 0, 0]}, {"text": "y", "label": [1, 0]}],
         {},
-        "row 2, column 'label' holds [1] where 3 values of 0 or 1",
+        "row 2, column 'label' holds [1, 0] where 3 values of 0 or 1",
+    ),
+    "names for other vectors": (
+        [{"text": "x", "label": [1, 0, 0]}, {"text": "y", "label": [0, 1, 0]}],
+        {"labels": ["a", "b"]},
+        "column 'label' holds vectors of 3 values, and labels gives 2 names",
+    ),
+    "lists of two kinds": (
+        [{"text": "x", "label": [10]}, {"text": "y", "label": ["a"]}],
+        {},
+        "row 2, column 'label' holds 'a' where a label like the first (10)",
+    ),
+    "a null in a list": ([{"text": "x", "label": ["a", None]}], {}, "row 1, column 'label' holds null where a label"),
+    "a number without a name": (
+        [{"text": "x", "label": number} for number in (0, 1, 2)],
+        {"labels": ["a", "b"]},
+        "row 3, column 'label' holds 2, and labels names the classes 0 to 1",
+    ),
+    "a negative number": ([{"text": "x", "label": -1}], {"labels": ["a", "b"]}, "labels names the classes 0 to 1"),
+    "a number where names are numbers": (
+        [{"text": "x", "label": number} for number in (0, 1)],
+        {"labels": ["1", "2"]},
+        "row 1, column 'label' holds 0 (a whole number), which is none of the 2 classes (1, 2: text)",
     ),
     "all the same lists": ([{"text": "x", "label": ["a"]}] * 3, {}, "all 3 rows have the same labels"),
 }
@@ -102,6 +200,12 @@ REFUSED_KEYS = {
     "calibration on nothing": ({"calibrate": True}, "add `eval_data: FILE`"),
     "the best of one head": ({"load_best_model_at_end": True, "eval_data": "e"}, "a logistic regression has one"),
     "no metric": ({"metric_for_best_model": "acuracy"}, "did you mean 'accuracy'?"),
+    "no metric to show": ({"metric": "f1_makro"}, "metric: 'f1_makro' is not measured; did you mean 'f1_macro'?"),
+    "a list with no metric": ({"metric": ["accuracy", "bleu"]}, "metric: 'bleu' is not measured; give one of accuracy"),
+    "a weight of nothing": ({"class_weight": {"a": 1.0, "b": 0.0}}, "the weight of 'b' is 0.0: give finite numbers"),
+    "a negative weight": ({"class_weight": {1: -2}}, "the weight of 1 is -2: give finite numbers above 0"),
+    "an infinite weight": ({"class_weight": {"a": float("inf")}}, "the weight of 'a' is inf: give finite numbers"),
+    "a weight that is no number": ({"class_weight": {"a": float("nan")}}, "the weight of 'a' is nan: give finite"),
     "a learning rate of nothing": ({"body_learning_rate": [2e-5, 0.0]}, "give numbers above 0"),
     "three batch sizes": ({"batch_size": [1, 2, 3]}, "batch_size"),
     "another tool's name": ({"learning_rate": 1e-5}, "did you mean 'body_learning_rate'?"),
@@ -116,6 +220,11 @@ def test_keys_refused(case: str) -> None:
         config(**changes)
     assert message in str(refusal.value)
     assert refusal.value.exit_code == 2
+
+
+def test_metrics_and_weights_that_there_are() -> None:
+    found = config(metric=["log_loss", "f1_macro"], class_weight={"a": 1e-3, 2: 3})
+    assert (found.metric, found.class_weight) == (["log_loss", "f1_macro"], {"a": 1e-3, "2": 3.0})
 
 
 def test_what_is_left_open_follows_from_the_kind_of_pairs() -> None:

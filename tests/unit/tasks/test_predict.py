@@ -177,6 +177,21 @@ def test_vectors_and_names_measure_the_same(runs: Path, many: TextClassifier, tm
     assert measure(runs / "several", rows) == found
 
 
+def test_labels_that_are_numbers_in_lists(base: Path, tmp_path: Path) -> None:
+    """Trained on, saved, and measured: given as they were, and as vectors."""
+    numbers = dict(zip(NAMES, (10, 20, 30), strict=True))
+
+    def numbered(count: int, seed: int = 0) -> list[dict[str, Any]]:
+        return [row | {"label": [numbers[name] for name in row["label"]]} for row in several(count, seed)]
+
+    train(asked(base, numbered), tmp_path / "run")
+    classifier = open_classifier(tmp_path / "run")
+    assert (classifier.labels, classifier.multi_label) == ((10, 20, 30), True)
+    rows = numbered(20, seed=1)
+    vectors = [row | {"label": [int(label in row["label"]) for label in (10, 20, 30)]} for row in rows]
+    assert measure(tmp_path / "run", rows) == measure(tmp_path / "run", vectors)
+
+
 def test_columns_may_be_named_otherwise(runs: Path, tmp_path: Path) -> None:
     renamed = [{"body": row["text"], "class": row["label"]} for row in labelled(20, seed=1)]
     path = write(tmp_path / "renamed.jsonl", renamed)
