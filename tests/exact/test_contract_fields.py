@@ -35,6 +35,7 @@ class Case:
     along: dict[str, Any] = field(default_factory=dict)
     said_as: str = ""  # what the refusal calls it, where that is not the key
     before: Any = None  # the recorded value as the refusal shows it, where it is not that of the configuration
+    after: Any = None  # and the one asked for
 
 
 IDENTITY = {

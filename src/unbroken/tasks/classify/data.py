@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from unbroken.base.config import closest, shown
 from unbroken.base.errors import ConfigError, DataError
-from unbroken.base.fingerprint import canonical, digest
 from unbroken.plan.shots import draw_shots
 from unbroken.plan.source import Table, content_digest, read_rows
 from unbroken.tasks.classify.config import ClassifyConfig
@@ -144,7 +143,7 @@ class LabelledTexts:
     @cached_property
     def digest(self) -> str:
         """A digest of all rows in their order."""
-        return digest(canonical({"rows": content_digest(self.row_digests), "labels": list(self.labels.names)}))
+        return content_digest(self.row_digests)
 
     @cached_property
     def chosen(self) -> NDArray[np.int64]:

@@ -108,7 +108,8 @@ def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None)
         digests["eval_data"] = eval_data.digest
     identity: dict[str, Any] = {"digest": data.digest, "examples": data.table.num_rows}
     if not data.labels.several and not data.unlabelled.any():
-        identity["class_sizes"] = np.bincount(data.targets, minlength=len(data.labels.names)).tolist()
+        sizes = np.bincount(data.targets)  # whatever order the classes are given in
+        identity["class_sizes"] = sorted(sizes[sizes > 0].tolist(), reverse=True)
     return Prepared(
         identity={
             "data": identity,
