@@ -28,13 +28,15 @@ SPREAD = 1.3  # instants are drawn over this multiple of what a phase takes
 class Stratum:
     """A phase to be killed in: the paths it has in the victim's messages, and how often it may have come before.
 
-    `when`: "first" means before the first commit only, "start" once in each process, "last" after the last step.
+    `when`: "first" means before the first commit only, "start" once in each process, "turn" from the end of the first
+    of two phases on, "last" after the last step. `after` names a phase before which it does not count.
     """
 
     pattern: str
     most: int
     weight: int
     when: str = ""
+    after: str = ""
 
 
 STRATA = {
@@ -44,8 +46,8 @@ STRATA = {
     "tokenise": Stratum(r"tokenise", 3, 4, "first"),
     "create run": Stratum(r"create(/.*)?", 10, 4, "first"),
     "before a commit": Stratum(r"forward(/backward)?|optimizer|(commit/)?stage|evaluation|commit/write", 6, 8, "first"),
-    "forward": Stratum(r"(replay/)?forward", 14, 8),
-    "backward": Stratum(r"(replay/)?forward/backward", 28, 8),
+    "forward": Stratum(r"(replay/)?(head/)?forward", 14, 8),
+    "backward": Stratum(r"(replay/)?(head/)?forward/backward", 28, 8),
     "optimizer": Stratum(r"(replay/)?optimizer", 14, 8),
     "journal": Stratum(r"(replay/)?(evaluation/)?journal", 16, 5),
     "evaluation": Stratum(r"(replay/)?evaluation(/.*)?", 8, 7),
@@ -57,6 +59,11 @@ STRATA = {
     "retire": Stratum(r"commit/retire(/.*)?", 8, 7),
     "restore": Stratum(r"restore(/.*)?", 2, 6, "start"),
     "replay": Stratum(r"replay(/.*)?", 20, 8, "start"),
+    "boundary": Stratum(r"(replay/|restore/)?boundary", 1, 8, "turn"),
+    "head": Stratum(r"(replay/)?head(/.*)?", 4, 8, "turn"),
+    "features": Stratum(r"(replay/)?head/features", 1, 5, "turn"),
+    "fit": Stratum(r"(replay/)?head/fit", 1, 8, "turn"),
+    "after the boundary": Stratum(r"optimizer|journal|commit/.*|evaluation(/.*)?|export", 30, 10, "turn", "boundary"),
     "export": Stratum(r"export(/.*)?", 20, 1, "last"),
     "finished": Stratum(r"finished(/.*)?", 1, 1, "last"),
 }
@@ -87,6 +94,19 @@ class Kill:
     committed: bool  # a checkpoint stood
     inside: bool  # a commit was under way
     seconds_to_new_step: float | None
+    step: int | None = None  # how many steps the state in memory had, where it told; else what is on record
+    boundary: int | None = None  # the step at which the second phase begins
+
+    @property
+    def side(self) -> str:
+        """Where in a run of two phases it struck."""
+        if self.boundary is None:
+            return "a run of one phase"
+        if self.step is None or self.main.startswith("restore"):
+            return "before the first step of a process"
+        if self.step == self.boundary:
+            return "at the boundary, and in the step after it"
+        return "before the boundary" if self.step < self.boundary else "after the first step of the head"
 
     @property
     def phases(self) -> set[str]:
@@ -95,8 +115,11 @@ class Kill:
             return {"not observed"}
         main, writer = phase_of(self.main), phase_of(self.writer)
         found = {main, writer} - {"between"} or {main}
-        if self.main.startswith("replay"):
-            found.add("replay")
+        for phase in ("replay", "head"):
+            if phase in self.main.split("/"):
+                found.add(phase)
+        if self.boundary is not None and (self.step or 0) >= self.boundary:
+            found.add("after the boundary")
         if not self.committed:
             found.add("before a commit")
         return found
@@ -122,6 +145,7 @@ class Watched:
     entered: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     seconds_to_new_step: float | None = None
+    step: int | None = None
     struck: str | None = None  # the path that was aimed at, once the victim is there
 
     def take(self, line: str) -> None:
@@ -137,6 +161,8 @@ class Watched:
                 self.seconds[name].append(now - self.entered[thread + name])
             case "!":
                 self.struck = name
+            case "@":
+                self.step = int(name)
             case "=" if self.seconds_to_new_step is None:
                 self.seconds_to_new_step = now - self.began
 
@@ -171,8 +197,9 @@ def start(arguments: list[str], log: Path, aim: Aim | None, typical: Typical, ro
     reader, writer = os.pipe()
     told = aim or Aim("import", count=0)  # a count that never comes: it only tells
     # Most kills are to follow a commit; where there is none yet, the first one is waited for.
-    later = str(int(STRATA[told.stratum].when == "" and not checkpoint_names(root)))
-    options = [str(writer), STRATA[told.stratum].pattern, told.edge, str(told.count), str(int(told.hold)), later, "--"]
+    stratum = STRATA[told.stratum]
+    after = stratum.after or ("commit" if stratum.when == "" and not checkpoint_names(root) else "")
+    options = [str(writer), stratum.pattern, told.edge, str(told.count), str(int(told.hold)), after, "--"]
     command = [sys.executable, "-m", "tests.crash.victim", *options, *arguments]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, pass_fds=[writer], cwd=ROOT, env=paths())
@@ -189,6 +216,7 @@ def start(arguments: list[str], log: Path, aim: Aim | None, typical: Typical, ro
         bool(checkpoint_names(root)),
         inside,
         watched.seconds_to_new_step,
+        watched.step,
     )
     return code, kill, watched
 
@@ -238,7 +266,7 @@ def start_unobserved(
     if code >= 0:
         return code, None, watched
     inside = any(name.startswith((layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX)) for name in folder_names(root))
-    return code, Kill("", "", "", bool(checkpoint_names(root)), inside, None), watched
+    return code, Kill("", "", "", bool(checkpoint_names(root)), inside, None, step_on_record(root)), watched
 
 
 def paths() -> dict[str, str]:

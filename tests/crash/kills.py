@@ -1,14 +1,15 @@
 """Kill real training processes with SIGKILL, phase by phase, until their runs are finished, and compare the results.
 
-    python -m tests.crash.kills --kills 1000 --workers 2 --work FOLDER [--json FILE]
+    python -m tests.crash.kills --kills 1000 --workers 2 --work FOLDER [--only embed|classify] [--json FILE]
 
 Each configuration trains once left alone, and once telling where it is (`tests.crash.victim`), which must change
 nothing. Then runs of them are killed one to twenty times each, most kills aimed at a phase, a tenth at any instant of
 a process that tells nothing. Every finished run is put to the oracles of `tests.crash.oracles`. FOLDER/outcomes.jsonl
 holds one line a run; given again, the command goes on after the last. Runs in which something was wrong are kept.
 
-Exits 1 if anything was wrong, or if a control was not found out: a moment of Adam set to zero, another seed, and a
-checkpoint taken away.
+Exits 1 if anything was wrong, or if a control was not found out: a moment of Adam set to zero, another seed, a
+checkpoint taken away; of runs of two phases also a weight of the head changed, and a head fitted to embeddings that an
+earlier process left.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch import Tensor
+
 from tests.crash import aiming, oracles
 from tests.crash.aiming import ALONE, STRATA, Aim, Kill, Typical, draw_aim, start
-from tests.crash.settings import Setting, write_settings
+from tests.crash.settings import KINDS, REAL, Setting, write_settings
 from unbroken.store import layout
 from unbroken.store.journal import read_records
 
@@ -85,16 +88,24 @@ def make_golden(setting: Setting, work: Path) -> Golden:
     code, _, watched = start(arguments(setting, telling), log, None, Typical(), telling)
     assert code == 0, f"see {log}"
     facts = oracles.facts(plain)
+    if setting.boundary is not None:
+        assert setting.boundary < max(facts.steps), "no step of a second phase"
+        assert facts.predictions is not None, "no head"
     problems = oracles.compare(oracles.facts(telling), facts) + oracles.examine(plain, 0)
     if problems:
         raise SystemExit(f"{setting.name}: two runs left alone: {'; '.join(problems)}")
     return Golden(setting, facts, Typical.of(watched, life))
 
 
-def plan_kills(draw: random.Random, most: int = MOST_KILLS) -> list[Aim]:
-    """Choose one to `most` kills; some runs begin with one before the first commit, some end with one or two late."""
+def plan_kills(draw: random.Random, most: int = MOST_KILLS, two_phases: bool = False) -> list[Aim]:
+    """Choose one to `most` kills; some runs begin with one before the first commit, some end with one or two late.
+
+    Of two phases, the second has half of them.
+    """
     count = draw.randint(1, most)
-    names = [*pick(draw, 1, "first" if draw.random() < 0.6 else ""), *pick(draw, count - 1, "", "start")]
+    turns = count // 2 if two_phases else 0
+    names = [*pick(draw, 1, "first" if draw.random() < 0.6 else ""), *pick(draw, count - turns - 1, "", "start")]
+    names += pick(draw, turns, "turn")
     for name in ("export", "finished"):
         if draw.random() < 0.3:
             names.append(name)
@@ -119,7 +130,7 @@ def carry(golden: Golden, number: int, root: Path, aims: list[Aim]) -> Outcome:
             if code == 0 and aim.stratum != "finished":
                 continue
             code, kill, _ = start(command, log, aim, golden.typical, root)
-            outcome.kills += [kill] if kill else []
+            outcome.kills += [replace(kill, boundary=golden.setting.boundary)] if kill else []
             outcome.missed += kill is None
             if code > 0:
                 break
@@ -163,20 +174,21 @@ def judge(golden: Golden, root: Path, log: Path, outcome: Outcome) -> None:
     outcome.problems += [f"different: {text!r} in {log}" for text in ("Traceback", "internal error") if text in said]
 
 
-def zero_one_moment(root: Path) -> None:
-    """Change one tensor of the newest checkpoint and renew every digest, so that it verifies; keep no other."""
+def change_newest(root: Path, which: Callable[[str], bool], how: Callable[[Tensor], object]) -> None:
+    """Change one tensor of the newest checkpoint that steps on record follow, and renew every digest; keep no other."""
     from unbroken.store.checkpoints import Placed, read_checkpoint
     from unbroken.store.commit import Image, Staging, write_checkpoint
 
     home = root / layout.CHECKPOINTS_FOLDER
-    *older, newest = aiming.checkpoint_names(root)
+    names = aiming.checkpoint_names(root)
+    newest = max(name for name in names if int(name) < aiming.step_on_record(root))
     run_id = json.loads((root / layout.RUN_FILE).read_bytes())["run_id"]
     restored = read_checkpoint(home / newest, run_id)
     manifest = json.loads((home / newest / layout.MANIFEST_FILE).read_bytes())["tensors"]
-    next(restored.tensors[name] for name in sorted(restored.tensors) if name.endswith("/exp_avg")).zero_()
+    how(next(restored.tensors[name] for name in sorted(restored.tensors) if which(name)))
     placed = {n: Placed(manifest[n]["file"], manifest[n]["key"], t) for n, t in restored.tensors.items()}
     image = Image(restored.step, placed, restored.documents, restored.state)
-    for name in (*older, newest):
+    for name in names:
         shutil.rmtree(home / name)
     write_checkpoint(home, Staging().take(image, restored.mark), run_id, lambda: None)
 
@@ -193,20 +205,13 @@ def controls(golden: Golden, work: Path) -> dict[str, bool]:
     """Do what must be found out; tell of each whether it was."""
     found = {}
     root, log = work / "control", work / "control.log"
-    late = Aim("optimizer", "+", 12, hold=True)  # steps 10 and 11 follow the checkpoint of step 9
     command = arguments(golden.setting, root)
 
-    def begin_and_kill(*more: str) -> None:
-        shutil.rmtree(root, ignore_errors=True)
-        code, kill, _ = start([*command, *more], log, late, golden.typical, root)
-        assert kill is not None, f"the control ended with {code}"
-        assert len(aiming.checkpoint_names(root)) > 1
-
-    begin_and_kill()
-    zero_one_moment(root)
+    begin_and_kill(golden, root, log)
+    change_newest(root, lambda name: name.endswith("/exp_avg"), Tensor.zero_)
     found["a moment of Adam set to zero, digests renewed"] = start(command, log, None, golden.typical, root)[0] == 4
 
-    begin_and_kill("--set", "save_total_limit=3")
+    begin_and_kill(golden, root, log, "--set", "save_total_limit=3")
     remove_acknowledged(root)
     code = start(command, log, None, golden.typical, root)[0]
     problems = oracles.compare(oracles.facts(root), golden.facts) + oracles.examine(root, golden.setting.most_lost)
@@ -219,6 +224,45 @@ def controls(golden: Golden, work: Path) -> dict[str, bool]:
     found["another seed"] = code == 0 and len(problems) > 2
     shutil.rmtree(root)
     return found
+
+
+def controls_of_the_head(trained: Golden, fitted: Golden, work: Path) -> dict[str, bool]:
+    """Do to a head what must be found out: change one that is being trained, and mislead one that is to be fitted."""
+    found = {}
+    root, log = work / "control-head", work / "control-head.log"
+    begin_and_kill(trained, root, log, aim=Aim("head", "+", 4, hold=True))  # steps of the head follow a checkpoint
+    change_newest(root, "head.weight".__eq__, lambda tensor: tensor.view(-1)[:1].add_(1e-3))
+    code = start(arguments(trained.setting, root), log, None, trained.typical, root)[0]
+    found["a weight of the head changed, digests renewed"] = code == 4
+
+    shutil.rmtree(root)
+    left = work / "control-embeddings"  # what the evaluation before the first step leaves there, the head is fitted to
+    shutil.rmtree(left, ignore_errors=True)
+    code = subprocess.run(
+        [sys.executable, "-m", "tests.crash.misled", str(left), *arguments(fitted.setting, root)],
+        cwd=aiming.ROOT,
+        env=aiming.paths(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=aiming.LIMIT_SECONDS,
+        check=False,
+    ).returncode
+    problems = " ".join(oracles.compare(oracles.facts(root), fitted.facts))
+    told = all(f"different: {what}" in problems for what in ("model", "predictions", "state"))
+    found["a head fitted to embeddings that an earlier process left"] = code == 0 and told
+    shutil.rmtree(root)
+    return found
+
+
+LATE = Aim("optimizer", "+", 12, hold=True)  # after the first commit, so that steps follow the second
+
+
+def begin_and_kill(golden: Golden, root: Path, log: Path, *more: str, aim: Aim = LATE) -> None:
+    """Train anew and kill it where steps on record follow a checkpoint that is not the first."""
+    shutil.rmtree(root, ignore_errors=True)
+    code, kill, _ = start([*arguments(golden.setting, root), *more], log, aim, golden.typical, root)
+    assert kill is not None, f"the control ended with {code}"
+    assert len(aiming.checkpoint_names(root)) > 1
 
 
 def table(outcomes: list[Outcome]) -> Iterator[str]:
@@ -238,6 +282,7 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
     committed, inside = sum(kill.committed for kill in kills), sum(kill.inside for kill in kills)
     yield f"{len(outcomes)} runs, {len(kills)} kills, at most {max(len(o.kills) for o in outcomes)} in one run"
     yield f"after a commit: {committed} ({committed / total:.1%}); inside one: {inside} ({inside / total:.1%})"
+    yield from sides(kills)
     yield f"restores: {sum(o.restores for o in outcomes)}; steps replayed: {sum(o.replayed for o in outcomes)}"
     lost = [steps for outcome in outcomes for steps in outcome.lost_steps]
     waits = [kill.seconds_to_new_step for kill in kills if kill.seconds_to_new_step is not None]
@@ -252,6 +297,14 @@ def table(outcomes: list[Outcome]) -> Iterator[str]:
         yield f"no failure in {total} kills: under {3 / total:.2%} a kill, at 95 % confidence (rule of three)"
 
 
+def sides(kills: list[Kill]) -> Iterator[str]:
+    """Yield where in runs of two phases the kills struck."""
+    phased = [kill for kill in kills if kill.boundary is not None]
+    for side, count in sorted(Counter(kill.side for kill in phased).items()):
+        inside = sum(kill.inside for kill in phased if kill.side == side)
+        yield f"{side}: {count} kills, {inside} of them inside a commit"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
@@ -259,13 +312,18 @@ def main() -> None:
     parser.add_argument("--most-kills", type=int, default=MOST_KILLS, help="in one run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--only", choices=KINDS, help="runs of this task; default: of all")
     parser.add_argument("--json", type=Path, help="write summary and outcomes to this file")
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    goldens = [make_golden(setting, options.work) for setting in write_settings(options.work)]
+    kinds = (options.only,) if options.only else KINDS
+    goldens = [make_golden(setting, options.work) for setting in write_settings(options.work, kinds)]
     found = controls(goldens[0], options.work)
+    two = {golden.setting.name: golden for golden in goldens if golden.setting.boundary is not None}
+    if two:
+        found |= controls_of_the_head(two["trained head"], two["fitted head"], options.work)
     outcomes = kill_runs(goldens, options)
     lines = [*table(outcomes), *(f"control: {name}: {'found out' if ok else 'MISSED'}" for name, ok in found.items())]
     print("\n".join(lines))
@@ -283,12 +341,15 @@ def kill_runs(goldens: list[Golden], options: argparse.Namespace) -> list[Outcom
     outcomes = [Outcome.read(line) for line in record.read_text().splitlines()] if record.exists() else []
     done = {outcome.number for outcome in outcomes}
     numbers = (number for number in itertools.count() if number not in done)
+    slow = [golden for golden in goldens if golden.setting.name.startswith(REAL)]
+    quick = [golden for golden in goldens if golden not in slow]
 
     def one(number: int) -> Outcome:
         draw = random.Random(f"{options.seed}/{number}")
-        real = draw.random() < MINILM_SHARE and goldens[-1].setting.name == "MiniLM"
-        golden = goldens[-1] if real else draw.choice([g for g in goldens if g.setting.name != "MiniLM"])
-        return carry(golden, number, options.work / f"run-{number:04}", plan_kills(draw, options.most_kills))
+        real = draw.random() < MINILM_SHARE and bool(slow)
+        golden = draw.choice(slow if real else quick)
+        aims = plan_kills(draw, options.most_kills, golden.setting.boundary is not None)
+        return carry(golden, number, options.work / f"run-{number:04}", aims)
 
     with futures.ThreadPoolExecutor(options.workers) as pool, record.open("a") as lines:
         running: set[futures.Future[Outcome]] = set()

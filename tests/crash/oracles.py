@@ -1,9 +1,9 @@
 """What must hold of a finished run, however often it was killed on the way; every violation in words.
 
-The letters O1 to O8 of the fault table: the same model (O1), the same steps and evaluations (O2), the examples of the
-plan (O3), a tidy folder with two checkpoints that verify (O5), no more steps lost than may be (O6). That each start
-ends with a documented code and no traceback (O7), and that a further one changes nothing (O8), is for whoever starts
-them to look at.
+The letters O1 to O8 of the fault table: the same model, a classifier's head and its probabilities for fixed texts
+included (O1), the same steps and evaluations (O2), the examples of the plan (O3), a tidy folder with two checkpoints
+that verify (O5), no more steps lost than may be (O6). That each start ends with a documented code and no traceback
+(O7), and that a further one changes nothing (O8), is for whoever starts them to look at.
 """
 
 from __future__ import annotations
@@ -16,13 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from tests.tiny import make_rows
 from unbroken.base.fingerprint import digest
-from unbroken.plan.plan import Plan
+from unbroken.models.classifying import SETTINGS_FILE, read_classifier
+from unbroken.models.encoder import Encoder
+from unbroken.plan.plan import Draws, Plan
 from unbroken.store import files, layout
 from unbroken.store.journal import read_records
 from unbroken.store.manifest import differences, read_manifest
+from unbroken.tasks.classify.config import ClassifyConfig
+from unbroken.tasks.classify.course import courses_of
+from unbroken.tasks.classify.data import LabelledTexts
 
+Steps = list[tuple[int, dict[str, Any]]]  # number and record, in order
 LEFTOVERS = (layout.UNFINISHED_PREFIX, layout.TRASH_PREFIX)
 
 
@@ -34,6 +42,7 @@ class Facts:
     steps: dict[int, dict[str, Any]]  # the journal's record of each step
     evaluations: dict[int, dict[str, float]]
     state: dict[str, str]  # digest of every tensor of the last checkpoint, the optimizer's among them
+    predictions: str | None  # digest of the bits of a classifier's probabilities for fixed texts
     names: frozenset[str]  # every file and folder, those in checkpoints excepted
 
 
@@ -47,8 +56,21 @@ def facts(root: Path) -> Facts:
         steps=steps,
         evaluations={record["n"]: record["metrics"] for record in records if record["kind"] == "evaluation"},
         state={name: record.digest for name, record in manifest.tensors.items()},
+        predictions=predictions(root / layout.MODEL_FOLDER),
         names=frozenset(names(root)),
     )
+
+
+def predictions(model: Path) -> str | None:
+    """Return a digest of what a finished classifier says of fixed texts, to the bit; None for an encoder alone."""
+    if not (model / SETTINGS_FILE).exists():
+        return None
+    encoder = Encoder.from_pretrained(model)
+    _, head = read_classifier(model, encoder.dimension)
+    with torch.no_grad():
+        embeddings = encoder.encode([row["positive"] for row in make_rows(12, seed=5)], convert_to_numpy=False)
+        assert isinstance(embeddings, torch.Tensor)
+        return digest(head.probabilities(embeddings).numpy().astype("<f4").tobytes())
 
 
 def names(root: Path) -> Iterator[str]:
@@ -73,6 +95,8 @@ def compare(found: Facts, golden: Facts) -> list[str]:
         different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
         if different:
             problems.append(f"different: {what}: {len(different)} of {len(theirs)}, first {different[0]}")
+    if found.predictions != golden.predictions:
+        problems.append("different: predictions")
     if found.names != golden.names:
         problems.append(f"untidy: names in the folder: {sorted(found.names ^ golden.names)}")
     return problems
@@ -86,18 +110,50 @@ def examine(root: Path, most_lost: int | None) -> list[str]:
 def plan_problems(root: Path) -> list[str]:
     """Compare the examples on record with the plan, and the plan with every example once an epoch."""
     document = json.loads((root / layout.RUN_FILE).read_bytes())
-    config, count = document["config"], document["contract"]["data"]["examples"]
+    config = document["config"]
+    steps = sorted(facts(root).steps.items())
+    if config["task"] == "classify":
+        return _phase_problems(ClassifyConfig.from_values(config), steps)
+    count = document["contract"]["data"]["examples"]
     plan = Plan(count, config["batch_size"], config["seed"], config["drop_last"], config["shuffle"])
-    epochs: dict[int, list[int]] = {}
+    return _drawn_problems(plan, steps, 0) + _epoch_problems(plan, steps, count, config["drop_last"])
+
+
+def _phase_problems(config: ClassifyConfig, steps: Steps) -> list[str]:
+    """The same for two phases. In the first, no text comes twice in a batch, unless it is drawn in pairs."""
+    data = LabelledTexts(config.train_data, config)
+    targets = data.targets[data.chosen]
+    courses = courses_of(config, targets)
+    body, head = steps[: courses.body_steps], steps[courses.body_steps :]
+    problems = _drawn_problems(courses.body, body, 0) + _drawn_problems(courses.head, head, courses.body_steps)
+    if len(steps) != courses.total_steps:
+        problems.append(f"lost: {len(steps)} steps are on record, of {courses.total_steps}")
+    batches = [courses.body.draw(number - 1).ids for number, _ in body]
+    if config.pairs == "all" and any(len(np.unique(ids)) != len(ids) for ids in batches):
+        problems.append("different: a batch repeats an example")
+    return problems + _epoch_problems(courses.head, head, len(targets), False, courses.body_steps)
+
+
+def _drawn_problems(plan: Draws, steps: Steps, before: int) -> list[str]:
+    """Compare the examples of each step with those of the plan of its phase, which `before` steps precede."""
     problems = []
-    for number, record in sorted(facts(root).steps.items()):
-        draw = plan.draw(number - 1)
-        epochs.setdefault(draw.epoch, []).extend(draw.ids.tolist())
-        if record["ids"] != digest(draw.ids.astype("<i8").tobytes()):
+    for number, record in steps:
+        drawn = plan.draw(number - 1 - before).ids
+        if record["ids"] != digest(drawn.astype("<i8").tobytes()):
             problems.append(f"different: step {number} is on record with other examples than the plan's")
+    return problems
+
+
+def _epoch_problems(plan: Draws, steps: Steps, count: int, drop_last: bool, before: int = 0) -> list[str]:
+    """Say which epochs of `count` examples do not have each of them once."""
+    epochs: dict[int, list[int]] = {}
+    for number, _ in steps:
+        draw = plan.draw(number - 1 - before)
+        epochs.setdefault(draw.epoch, []).extend(draw.ids.tolist())
+    problems = []
     for epoch, ids in epochs.items():
         whole = epoch < max(epochs) or len(ids) == count
-        if len(np.unique(ids)) != len(ids) or (whole and not config["drop_last"] and sorted(ids) != list(range(count))):
+        if len(np.unique(ids)) != len(ids) or (whole and not drop_last and sorted(ids) != list(range(count))):
             problems.append(f"different: epoch {epoch} repeats or leaves out examples")
     return problems
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cosent, two threads": {**TINY, "loss": "cosent", "threads": 2, "save_steps": 3, "eval_steps": 6},
     "triplet, three kept": {**TINY, "loss": "triplet", "num_train_epochs": 3.0, "save_steps": 3, "save_total_limit": 3},
 }
+# Runs of two phases: 17 steps of the encoder, six texts (or pairs) each, and then the head.
+LABELLED = {
+    "task": "classify",
+    "batch_size": 6,
+    "max_steps": 17,
+    "body_learning_rate": 1e-3,
+    "save_steps": 3,
+    "threads": 1,
+    "seed": 7,
+}
+TRAINED_HEAD = {"head": "differentiable", "batch_size": [6, 10], "num_epochs": [1, 3], "save_steps": 2}
+CLASSIFY: dict[str, dict[str, Any]] = {
+    "fitted head": {**LABELLED, "eval_steps": 5},
+    "end to end, accumulated": {**LABELLED, **TRAINED_HEAD, "end_to_end": True, "micro_batch_size": 4, "eval_steps": 4},
+    "trained head": {**LABELLED, **TRAINED_HEAD, "loss": "supervised_contrastive", "class_weight": "balanced"},
+    "sampled pairs": {**LABELLED, "pairs": "sampled"},
+    "several labels": {**LABELLED, "train_data": "several.jsonl", "eval_data": None},
+    "calibrated": {**LABELLED, "calibrate": True, "samples_per_label": 6, "eval_steps": 6},
+}
 # The real model: a commit is 270 MB, and takes longer than a step.
 MINILM = {
     "columns": {"anchor": "term", "positive": "gloss"},
@@ -35,25 +55,46 @@ MINILM = {
     "threads": 1,
     "seed": 1,
 }
+REAL = "MiniLM"
+REAL_LABELLED = {**LABELLED, "max_steps": 12, "max_length": 16, "body_learning_rate": 1e-4, "eval_steps": 6}
+KINDS = ("embed", "classify")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One configuration; at most `most_lost` steps may have to be made again after a kill, if that is known."""
+    """One configuration; at most `most_lost` steps may have to be made again after a kill, if that is known.
+
+    `boundary` is the number of steps of the first of two phases; None: there is one.
+    """
 
     name: str
     config: Path
     most_lost: int | None
+    task: str = "embed"
+    boundary: int | None = None
 
 
-def write_settings(work: Path) -> list[Setting]:
-    """Write model, data and configurations into `work`; the real model is the last if it is installed."""
+def write_settings(work: Path, kinds: Sequence[str] = KINDS[:1]) -> list[Setting]:
+    """Write models, data and configurations of these kinds into `work`; each kind's real model is its last, if any."""
     inputs = write_inputs(work)
-    own = {"model": "tiny", "train_data": "train.jsonl", "eval_data": "eval.jsonl"}
-    found = {name: {key: str(inputs / file) for key, file in own.items()} | SETTINGS[name] for name in SETTINGS}
-    if minilm := minilm_values(inputs):
-        found["MiniLM"] = minilm
-    return [write_setting(inputs, name, values) for name, values in found.items()]
+    found: list[tuple[str, dict[str, Any]]] = []
+    if "embed" in kinds:
+        own = {"model": "tiny", "train_data": "train.jsonl", "eval_data": "eval.jsonl"}
+        found += [(name, placed(inputs, own | values)) for name, values in SETTINGS.items()]
+        if minilm := minilm_values(inputs):
+            found.append((REAL, minilm))
+    if "classify" in kinds:
+        own = {"model": "tiny", "train_data": "labelled.jsonl", "eval_data": "held-out.jsonl"}
+        found += [(name, placed(inputs, own | values)) for name, values in CLASSIFY.items()]
+        if folder := minilm_folder():
+            found.append((f"{REAL}, classified", placed(inputs, own | REAL_LABELLED) | {"model": str(folder)}))
+    return [write_setting(inputs, name, values) for name, values in found]
+
+
+def placed(inputs: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the files they name as paths."""
+    named = ("model", "train_data", "eval_data")
+    return {key: str(inputs / value) if key in named and value else value for key, value in values.items()}
 
 
 def write_inputs(work: Path) -> Path:
@@ -63,9 +104,26 @@ def write_inputs(work: Path) -> Path:
         make_model_folder(inputs / "tiny")
         with gzip.open(demo.test_path(), "rt", encoding="utf-8") as file:
             glosses = [json.loads(line) for line in file][:32]
-        for name, rows in (("train", make_rows(58)), ("eval", make_rows(20, seed=3)), ("glosses", glosses)):
-            (inputs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = {"train": make_rows(58), "eval": make_rows(20, seed=3), "glosses": glosses}
+        rows |= {"labelled": labelled(46, 0), "held-out": labelled(20, 3), "several": several(46)}
+        for name, lines in rows.items():
+            (inputs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     return inputs
+
+
+def labelled(count: int, seed: int) -> list[dict[str, Any]]:
+    """Return texts of five classes, the last larger than the others."""
+    rows = make_rows(count, seed)
+    return [{"text": row["positive"], "label": f"class {min(i % 6, 4)}"} for i, row in enumerate(rows)]
+
+
+def several(count: int) -> list[dict[str, Any]]:
+    """Return texts with one to three labels each."""
+    names = ("red", "green", "blue")
+    return [
+        {"text": row["positive"], "label": [name for place, name in enumerate(names) if (i % 7 + 1) >> place & 1]}
+        for i, row in enumerate(make_rows(count))
+    ]
 
 
 def minilm_values(inputs: Path) -> dict[str, Any] | None:
@@ -80,6 +138,9 @@ def minilm_values(inputs: Path) -> dict[str, Any] | None:
 def write_setting(inputs: Path, name: str, values: dict[str, Any]) -> Setting:
     """Write one configuration."""
     path = inputs / f"{name.replace(', ', '-').replace(' ', '-')}.yaml"
-    path.write_text(yaml.safe_dump({"task": "embed", "output_dir": "set by the harness"} | values))
+    values = {"task": "embed", "output_dir": "set by the harness"} | values
+    path.write_text(yaml.safe_dump(values))
     # The commit of one interval may be under way, not yet durable, until that of the next one waits for it.
-    return Setting(name, path, 2 * values["save_steps"] if "save_steps" in values else None)
+    most_lost = 2 * values["save_steps"] if "save_steps" in values else None
+    boundary = values["max_steps"] if values["task"] == "classify" else None
+    return Setting(name, path, most_lost, values["task"], boundary)

@@ -105,9 +105,39 @@ def test_the_oracles_find(damage: str, golden: Golden, run: Path) -> None:
 def test_plans_of_kills_are_stratified() -> None:
     aims = [aim for number in range(300) for aim in plan_kills(random.Random(number))]
     counts = {name: sum(aim.stratum == name for aim in aims) for name in STRATA}
-    assert min(counts.values()) > 20, counts
+    turns = {name for name in STRATA if STRATA[name].when == "turn"}
+    assert min(counts[name] for name in STRATA if name not in turns) > 20, counts
+    assert not any(counts[name] for name in turns), "there is one phase"
     assert 0.05 < sum(not aim.stratum for aim in aims) / len(aims) < 0.15
     assert sum(STRATA[aim.stratum].when == "first" for aim in aims if aim.stratum) < 0.1 * len(aims)
+
+
+def test_half_of_the_kills_are_for_the_second_phase_if_there_is_one() -> None:
+    aims = [aim.stratum for number in range(400) for aim in plan_kills(random.Random(number), two_phases=True)]
+    counts = {name: aims.count(name) for name in STRATA}
+    assert min(counts.values()) > 20, counts
+    assert 0.3 < sum(counts[name] for name in STRATA if STRATA[name].when == "turn") / len(aims) < 0.5
+
+
+# The boundary comes once in a process; what follows it is still to come when the one before has struck.
+TURNS = [
+    (Aim("boundary", "+", hold=True), "at the boundary, and in the step after it"),
+    (Aim("boundary", "-", hold=True, share=0.5), "at the boundary, and in the step after it"),
+    (Aim("features", "+", hold=True), "at the boundary, and in the step after it"),
+    (Aim("fit", "-", hold=True), "at the boundary, and in the step after it"),
+    (Aim("export", "+", 2, hold=True), "after the first step of the head"),
+]
+
+
+@pytest.mark.slow
+def test_killed_around_the_boundary_of_two_phases(tmp_path: Path) -> None:
+    settings = {setting.name: setting for setting in write_settings(tmp_path, ("classify",))}
+    fitted = make_golden(settings["fitted head"], tmp_path)
+    outcome = carry(fitted, 0, tmp_path / "run", [aim for aim, _ in TURNS])
+    assert outcome.problems == []
+    assert [(kill.aimed, kill.side) for kill in outcome.kills] == [(aim.stratum, side) for aim, side in TURNS]
+    assert all("head" in kill.phases for kill in outcome.kills[2:4])
+    assert outcome.restores >= 4
 
 
 @pytest.mark.parametrize(
@@ -119,6 +149,8 @@ def test_plans_of_kills_are_stratified() -> None:
         ("evaluation/write/fsync", "evaluation"),
         ("create/write", "create run"),
         ("replay", "between"),
+        ("head/fit", "fit"),
+        ("restore/boundary", "restore"),
         ("", "between"),
     ],
 )

@@ -1,6 +1,6 @@
 """The command `unbroken`, telling over a pipe what it is doing, so that a kill can be aimed and placed exactly.
 
-    python -m tests.crash.victim PIPE AIM EDGE COUNT HOLD LATER -- train CONFIG ...
+    python -m tests.crash.victim PIPE AIM EDGE COUNT HOLD AFTER -- train CONFIG ...
 
 The functions that are the phases of a run are wrapped when their modules are imported; what they compute is left
 alone. One line a message, from `main` or `writer` (the thread of a commit):
@@ -9,9 +9,10 @@ alone. One line a message, from `main` or `writer` (the thread of a commit):
     main - commit/write         it ends
     main ! commit/write         this was occurrence COUNT of the EDGE (+ or -) of a phase AIM matches: strike now
     main = step 12              a step that was on no record before is on record now
+    main @ 12                   so many steps are finished, of the state in memory
 
-With HOLD (1 or 0) the thread that wrote `!` waits there to be killed; the other one goes on. With LATER it counts
-from the end of the first commit of this process.
+With HOLD (1 or 0) the thread that wrote `!` waits there to be killed; the other one goes on. With the name of a phase
+as AFTER it counts from the end of the first such phase of this process.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ LIBRARIES = ("torch", "unbroken.models.encoder", "unbroken.run.engine")  # what 
 # module -> what in it is a phase: dotted name -> phase
 PHASES: dict[str, dict[str, str]] = {
     "unbroken.tasks.embed.task": {"prepare": "read"},
+    "unbroken.tasks.classify.task": {"prepare": "read"},
     "unbroken.run.folder": {"RunFolder.create": "create"},
     "unbroken.models.encoder": {"Encoder.from_pretrained": "load"},
     "unbroken.models.tokenizing": {"Tokenizer.__call__": "tokenise"},
@@ -41,6 +43,15 @@ PHASES: dict[str, dict[str, str]] = {
     "unbroken.step.update": {"update": "optimizer"},
     "unbroken.run.evaluation": {"Evaluations._keep": "evaluation"},
     "unbroken.tasks.embed.evaluation": {"Evaluation.measure": "evaluation"},
+    "unbroken.tasks.classify.evaluation": {"Evaluation.measure": "evaluation"},
+    "unbroken.tasks.classify.batches": {"Features.make": "features"},
+    "unbroken.tasks.classify.heads": {
+        "HeadTraining.fit_head": "head",
+        "HeadTraining.train_head": "head",
+        "HeadTraining.train_both": "head",
+        "HeadTraining.fitted": "fit",
+        "HeadTraining._temperature": "calibrate",
+    },
     "unbroken.run.state": {"State.restore": "restore"},
     "unbroken.store.journal": {"Journal.append": "journal"},
     "unbroken.store.files": {
@@ -72,7 +83,7 @@ class Teller:
     edge: str
     count: int
     hold: bool
-    later: bool
+    after: str
     paths: dict[str, list[str]] = field(default_factory=lambda: {"main": [], "writer": []})
 
     def enter(self, phase: str) -> None:
@@ -81,8 +92,8 @@ class Teller:
 
     def leave(self) -> None:
         self._say("-")
-        if self.paths[thread()].pop() == "commit":
-            self.later = False
+        if self.paths[thread()].pop() == self.after:
+            self.after = ""
 
     def leave_if_in(self, phase: str) -> None:
         """End a phase that began in another function, if it is the one in progress."""
@@ -92,10 +103,13 @@ class Teller:
     def note(self, text: str) -> None:
         os.write(self.pipe, f"{thread()} = {text}\n".encode())
 
+    def stand(self, step: int) -> None:
+        os.write(self.pipe, f"{thread()} @ {step}\n".encode())
+
     def _say(self, edge: str) -> None:
         name = "/".join(self.paths[thread()])
         os.write(self.pipe, f"{thread()} {edge} {name}\n".encode())
-        if edge == self.edge and not self.later and self.aim.fullmatch(name):
+        if edge == self.edge and not self.after and self.aim.fullmatch(name):
             self.count -= 1
             if self.count == 0:
                 os.write(self.pipe, f"{thread()} ! {name}\n".encode())
@@ -158,6 +172,32 @@ def tell_of_the_end(module: ModuleType, teller: Teller) -> None:
     folder.finished = told_finished
 
 
+def tell_of_steps(module: ModuleType, teller: Teller) -> None:
+    """How many steps are finished, and the boundary between two phases: a new optimizer over other parameters."""
+    state: Any = module.State
+    advance, restore, enter = state.advance, state.restore, state._enter
+
+    def told_enter(self: Any, phase: int) -> None:
+        crosses = phase != self.phase
+        if crosses:
+            if self.step:  # 0: being restored, which tells of it afterwards
+                teller.stand(self.step)
+            teller.enter("boundary")
+        enter(self, phase)
+        if crosses:
+            teller.leave()
+
+    def told_advance(self: Any) -> None:
+        advance(self)
+        teller.stand(self.step)
+
+    def told_restore(self: Any, restored: Any) -> None:
+        restore(self, restored)
+        teller.stand(self.step)
+
+    state._enter, state.advance, state.restore = told_enter, told_advance, told_restore
+
+
 def tell_of_records(module: ModuleType, teller: Teller) -> None:
     """A step on record is progress; the record `finish` is the end."""
     journal: Any = module.Journal
@@ -187,6 +227,7 @@ def end_of_imports(module: ModuleType, teller: Teller) -> None:
 SPECIAL = {
     "unbroken.run.replay": tell_of_replay,
     "unbroken.run.folder": tell_of_the_end,
+    "unbroken.run.state": tell_of_steps,
     "unbroken.store.journal": tell_of_records,
     "unbroken.tasks.train": end_of_imports,
 }
@@ -221,9 +262,9 @@ class Finder(importlib.machinery.PathFinder):
 
 
 def main() -> None:
-    pipe, aim, edge, count, hold, later, dashes, *arguments = sys.argv[1:]
+    pipe, aim, edge, count, hold, after, dashes, *arguments = sys.argv[1:]
     assert dashes == "--"
-    Finder.teller = Teller(int(pipe), re.compile(aim), edge, int(count), hold == "1", later == "1")
+    Finder.teller = Teller(int(pipe), re.compile(aim), edge, int(count), hold == "1", after)
     Finder.teller.enter("import")
     sys.meta_path.insert(0, Finder)
     from unbroken.cli.main import main as command
