@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.exact.runs import train
+from tests.exact.runs import final_state, step_records, train
 from tests.exact.test_classify import DIFFERENTIABLE, labelled, values
 from tests.tiny import make_model_folder
 from unbroken.tasks.diff import diff
+from unbroken.tasks.fork import fork
 from unbroken.tasks.verify import verify
 
 KEPT = {"save_steps": 2, "save_total_limit": 9}
@@ -67,6 +68,51 @@ def test_verifying_finds_another_head(model: Path, files: dict[str, str], tmp_pa
     other.write_text("".join(json.dumps(row) + "\n" for row in labelled(20, seed=2)), encoding="utf-8")
     found = verify(tmp_path / "run", inputs={"eval_data": str(other)})
     assert "eval_data is not what the run was started with" in str(found.failure)
+
+
+HEADS: dict[str, dict[str, Any]] = {
+    "another kind": {"head": "differentiable", "num_epochs": [1, 3], "batch_size": [8, 10]},
+    "other weights of the classes": {"class_weight": "balanced"},
+    "calibrated": {"calibrate": True},
+}
+
+
+@pytest.mark.parametrize("step", [2, 8], ids=["early", "boundary"])
+@pytest.mark.parametrize("change", HEADS)
+def test_another_head_for_the_same_encoder(
+    change: str, step: int, model: Path, files: dict[str, str], tmp_path: Path
+) -> None:
+    """A fork no later than the boundary is the run that would have been begun with these values, to the bit."""
+    given = values(model, **files, **KEPT)
+    train(given, tmp_path / "parent")
+    train({**given, **HEADS[change]}, tmp_path / "anew")
+    forked = fork(f"{tmp_path / 'parent'}@{step}", tmp_path / "fork", HEADS[change])
+    train({**given, **HEADS[change]}, tmp_path / "fork")
+    assert step_records(tmp_path / "fork") == step_records(tmp_path / "anew")[step:]
+    assert final_state(tmp_path / "fork") == final_state(tmp_path / "anew")
+    if "num_epochs" not in HEADS[change]:
+        assert forked.meaning[-1].startswith("exact: the same bits as a run begun with these values, and up to step 8")
+
+
+def test_a_trained_head_is_kept(model: Path, files: dict[str, str], tmp_path: Path) -> None:
+    """The control: past the boundary a fork goes on with the head it finds, and is another run than one begun anew."""
+    given = values(model, **files, **KEPT, **DIFFERENTIABLE)
+    train(given, tmp_path / "parent")
+    changed = {**given, "head_learning_rate": 1e-3}
+    train(changed, tmp_path / "anew")
+    forked = fork(f"{tmp_path / 'parent'}@8", tmp_path / "fork", {"head_learning_rate": 1e-3})
+    train(changed, tmp_path / "fork")
+    assert step_records(tmp_path / "fork")[-1] != step_records(tmp_path / "anew")[-1]
+    assert forked.meaning[-1].startswith("exact by itself from step 8 on")
+
+
+def test_the_first_phase_may_become_longer_while_it_lasts(model: Path, files: dict[str, str], tmp_path: Path) -> None:
+    given = values(model, **files, **KEPT)
+    train(given, tmp_path / "parent")
+    forked = fork(f"{tmp_path / 'parent'}@6", tmp_path / "fork", {"max_steps": 12})
+    assert "the first phase ends after step 12 instead of 8" in forked.meaning
+    assert train({**given, "max_steps": 12}, tmp_path / "fork").step == 13
+    assert verify(tmp_path / "fork", everything=True).failure is None
 
 
 def test_runs_are_told_apart_by_their_heads(model: Path, files: dict[str, str], tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+from torch.nn import Parameter
+
 from unbroken.base.errors import BusyError, CannotContinueError, ConfigError
 from unbroken.base.fingerprint import canonical, digest
 from unbroken.run.folder import FORK, RunFolder
+from unbroken.run.job import Job
 from unbroken.run.preflight import existing_ancestor, require_new_folder, require_writable
+from unbroken.run.state import held_tensors
 from unbroken.store import files, layout
 from unbroken.store.checkpoints import Image, Placed, Restored, read_checkpoint
 from unbroken.store.files import DamagedError
@@ -94,6 +99,24 @@ def begun(image: Image, best: Mapping[str, Any] | None) -> Image:
     """Return the image as that of a run no segment of which has begun."""
     segment = canonical({"segment": 0, "best": dict(best) if best else None})
     return replace(image, documents={**image.documents, layout.SEGMENT_FILE: segment})
+
+
+def untrained(job: Job, step: int, movable: Mapping[str, bool]) -> list[tuple[Parameter, Tensor]]:
+    """Return the parameters that no step up to `step` has trained and a later one will, with copies of their values."""
+
+    def trains(number: int, name: str) -> bool:
+        chosen = job.phases[number].trains
+        return movable[name] if chosen is None else chosen(name)
+
+    begun = [number for number in range(len(job.phases)) if job.first_step(number) < step]
+    ahead = range(len(begun), len(job.phases))
+    return [
+        (parameter, parameter.detach().clone())
+        for name, parameter in held_tensors(job.modules)
+        if isinstance(parameter, Parameter)
+        and any(trains(number, name) for number in ahead)
+        and not any(trains(number, name) for number in begun)
+    ]
 
 
 def parent_of(source: Source, changed: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ PHASES = "phases"  # the kind of a course whose phases each have their own
 class Course:
     """The plan of a run, its number of steps, and the learning rate as a function of the step, counted from 0.
 
-    `kind` names the course of the rate and `peak` its highest value, for people; so does `warmup_steps`.
+    `kind` names the course of the rate and `peak` its highest value, for people; so does `warmup_steps`. Of two phases
+    the first ends after step `boundary`, and what it does does not depend on the keys in `later`.
     """
 
     plan: Draws
@@ -25,6 +26,8 @@ class Course:
     rate: Callable[[int], float]
     kind: str
     peak: float
+    boundary: int | None = None
+    later: frozenset[str] = frozenset()
 
 
 def course_of(config: TrainingConfig, num_examples: int) -> Course:

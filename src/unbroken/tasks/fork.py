@@ -176,8 +176,14 @@ def changed_keys(recorded: contract.Contract, asked: contract.Contract) -> dict[
             sides = (f"{side['data']['examples']} rows ({side['data']['digest'][:8]})" for side in (recorded, asked))
             changed["train_data"] = (next(sides), next(sides))
         else:
-            changed[group] = (old and str(old)[:8], new and str(new)[:8])
+            changed[group] = (_short(old), _short(new))
     return changed
+
+
+def _short(content: Any) -> str | None:
+    """Return the beginning of a digest, or of that of what only one side has."""
+    found = content.get("digest") if isinstance(content, Mapping) else content
+    return found and str(found)[:8]
 
 
 def _carry_over(source: Source, asked: Asked, target: Path, report: Reporter, progress: Progress) -> Forked:
@@ -230,21 +236,27 @@ def _carry_over(source: Source, asked: Asked, target: Path, report: Reporter, pr
 
 
 def restored_into(job: Any, source: Source, *, fresh: bool) -> Image:
-    """Return the state as the new run's first checkpoint. With `fresh` the optimizer's options are the new run's.
+    """Return the state as the new run's first checkpoint.
+
+    With `fresh` the optimizer's options are the new run's, and so is what no step has trained yet and one will: a head
+    before its phase.
 
     Raises `CannotContinueError` if the state does not fit the job.
     """
+    from unbroken.run.fork import untrained
     from unbroken.run.state import State, begin_phase, group_options
 
     state = State.initial(job)
     trained, optimizer = begin_phase(job, job.phase_at(source.step)[0], state.movable)
     options = group_options(optimizer, trained)
-    restored = source.restored
+    restored, ahead = source.restored, untrained(job, source.step, state.movable) if fresh else []
     if not restored.state["optimizer_numbers"] and not any(name.startswith("optimizer/") for name in restored.tensors):
         restored = replace(restored, state={**restored.state, "groups": options})  # a phase begins here
     try:
         _require_same_optimizer(restored, options)
         state.restore(restored)
+        for parameter, value in ahead:
+            parameter.data.copy_(value)
     except CannotContinueError as misfit:
         raise CannotContinueError(
             f"the state of {source.root} at step {source.step} does not fit: {misfit.what}",

@@ -17,7 +17,8 @@ from unbroken.tasks.course import PHASES, Course
 from unbroken.tasks.task import find_task
 
 ORDER_KEYS = {"seed", "shuffle", "order", "train_data"}
-RATE_KEYS = {"learning_rate", "lr_scheduler_type", "warmup_ratio", "warmup_steps"}
+RATE_KEYS = {"learning_rate", "body_learning_rate", "head_learning_rate", "lr_scheduler_type"}
+RATE_KEYS |= {"warmup_ratio", "warmup_steps"}
 # Without these, and with equal rates, two runs make the same steps: how many there are is nothing a step knows.
 LENGTH_KEYS = {"max_steps", "num_train_epochs"}
 MOST_COUNTED = 1_000_000  # examples of an epoch, for how many of them come again
@@ -53,6 +54,8 @@ def meaning(run: str, step: int, old: Side, new: Side, changed: Mapping[str, tup
         return [f"nothing is changed: from step {step} it goes on as {run} would, to the bit"]
     lines = [_change(key, *pair) for key, pair in changed.items()]
     lines += _steps(step, old.course, new.course)
+    if old.course.boundary != new.course.boundary:
+        lines.append(f"the first phase ends after step {new.course.boundary:,} instead of {old.course.boundary:,}")
     if RATE_KEYS & changed.keys() or old.course.total_steps != new.course.total_steps:
         lines.append(_rate(step, old, new))
     if (ORDER_KEYS | {"batch_size", "drop_last"}) & changed.keys():
@@ -136,6 +139,8 @@ def _ids(plan: Plan, epoch: int, end: int, start: int | None = None) -> Any:
 
 
 def _exactness(run: str, step: int, old: Course, new: Course, changed: Mapping[str, Any]) -> str:
+    if new.boundary is not None and step <= new.boundary and changed.keys() <= new.later:
+        return f"exact: the same bits as a run begun with these values, and up to step {new.boundary:,} those of {run}"
     shared = min(old.total_steps, new.total_steps)
     if changed.keys() <= LENGTH_KEYS and all(old.rate(n) == new.rate(n) for n in range(shared)):
         return f"exact: the same bits as a run begun with these values, and up to step {shared:,} those of {run}"

@@ -16,6 +16,11 @@ from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.course import PHASES, Course
 
 Targets = NDArray[np.int64]
+# What only the second phase reads. Data to evaluate on identify a run only where the head is calibrated on them, or
+# where they choose between heads.
+HEAD_KEYS = frozenset(
+    ("head", "head_learning_rate", "l2_weight", "end_to_end", "class_weight", "normalize_embeddings", "calibrate")
+) | {"eval_data"}
 HALVED_EVERY = 5  # epochs of the second phase after which its rates are halved, as in SetFit
 
 
@@ -44,7 +49,8 @@ class Courses:
             return self.head_rate(step - self.body_steps) if self.head_rate else 1.0
 
         rising = warmup(self.body_steps, None, config.warmup_ratio)
-        return Course(self.body, self.total_steps, rising, rate, PHASES, config.both("body_learning_rate")[0])
+        peak = config.both("body_learning_rate")[0]
+        return Course(self.body, self.total_steps, rising, rate, PHASES, peak, self.body_steps, HEAD_KEYS)
 
 
 def courses_of(config: ClassifyConfig, targets: Targets) -> Courses:

@@ -73,8 +73,8 @@ def require_forkable(old: Side, new: Side, step: int) -> None:
                 next_step=f"fork a step before {after}, or leave it longer than {step}",
             )
         return
-    changed = {key for key in BODY_KEYS if getattr(old.config, key) != getattr(new.config, key)}
-    changed |= {key for key in BOTH if old.config.both(key)[0] != new.config.both(key)[0]}
+    was, now = old.config.resolved_identity(), new.config.resolved_identity()  # what has no part in it is None
+    changed = {key for key in BODY_KEYS if was[key] != now[key]} | {key for key in BOTH if was[key][0] != now[key][0]}
     if changed or before != after:
         what = min(changed) if changed else "the data"
         raise CannotContinueError(
