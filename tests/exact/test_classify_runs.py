@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 
-from tests.exact.runs import final_state, step_records, train
+from tests.exact.runs import assert_same_run, final_state, step_records, train
 from tests.exact.test_classify import DIFFERENTIABLE, labelled, values
 from tests.tiny import make_model_folder
+from unbroken.base.stopping import poll
+from unbroken.run.report import silent
+from unbroken.run.stop import StopRequest
+from unbroken.tasks.classify import batches
 from unbroken.tasks.diff import diff
 from unbroken.tasks.fork import fork
+from unbroken.tasks.train import Request, carry_out
 from unbroken.tasks.verify import verify
 
 KEPT = {"save_steps": 2, "save_total_limit": 9}
@@ -31,11 +36,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, lines in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines), encoding="utf-8")
     return {name: str(folder / f"{name}.jsonl") for name in rows}
-
-
-def evaluations(run: Path) -> dict[int, dict[str, float]]:
-    found = [json.loads(path.read_bytes()) for path in sorted((run / "eval").glob("*.json"))]
-    return {record["step"]: record["metrics"] for record in found}
 
 
 VERIFIED: dict[str, dict[str, Any]] = {
@@ -126,3 +126,32 @@ def test_runs_are_told_apart_by_their_heads(model: Path, files: dict[str, str], 
     different = [one.name for one in found.tensors["the finished model"].different]
     assert different == ["classifier.safetensors/temperature"]
     assert diff((tmp_path / "one", None), (tmp_path / "again", None)).same
+
+
+@pytest.mark.parametrize("head", [{}, DIFFERENTIABLE], ids=["fitted", "trained"])
+def test_a_stop_does_not_wait_until_all_texts_are_encoded(
+    head: dict[str, Any], model: Path, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step that encodes them is left, nothing is foreseen of it, and it is made later, to the bit."""
+    monkeypatch.setattr(batches, "TOKENS", 32)
+    asked = values(model, train_data=files["train_data"], **head)
+    train(asked, tmp_path / "whole")
+    stop, polls = StopRequest(), 0
+
+    def told_poll() -> None:
+        nonlocal polls
+        polls += 1
+        if polls == 3:
+            stop.ask("the test")
+        poll()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "poll", told_poll)
+        ended = carry_out(Request({**asked, "output_dir": str(tmp_path / "run")}), silent, stop)
+    boundary = asked["max_steps"]
+    assert (ended.step, ended.finished, polls) == (boundary, False, 3)
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_bytes().splitlines()]
+    assert records[-1]["kind"] == "stop"
+    assert "canary" not in [record["kind"] for record in records]
+    assert train(asked, tmp_path / "run").finished
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -40,6 +40,7 @@ from unbroken.run.report import (
     Replayed,
     Reporter,
     Stepped,
+    rows_of,
     silent,
     unfailing,
 )
@@ -52,7 +53,6 @@ from unbroken.store import layout
 from unbroken.store.files import DamagedError
 
 MOMENTS_AND_WEIGHTS = 3
-SHOWN_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -74,17 +74,11 @@ def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, sto
     engine = Engine(job, folder, settings, report, stop)
     try:
         for batch in engine.batches():
-            engine.step(engine.steps.gradients(batch))
+            engine.make_step(batch)
     except Exception as failure:
         engine.failed(failure)
         raise
     return engine.ended
-
-
-def rows_of(ids: list[int]) -> str:
-    """Name the rows of a batch as people count them, from 1; the rest of many is left out."""
-    shown = ", ".join(str(number + 1) for number in ids[:SHOWN_ROWS])
-    return f"row {shown}" if len(ids) == 1 else f"rows {shown}" + (", ..." if len(ids) > SHOWN_ROWS else "")
 
 
 class Engine:
@@ -112,6 +106,8 @@ class Engine:
         self._committed = -1
         self._recorded = 0  # steps this segment was the first to make
         self._drifted: int | None = None
+        self._left = False  # the step in progress, for a stop
+        self._timed = 0  # the phase of the last step made
         self.segment = 0  # none has begun yet
         self._closed = False  # the journal says already how this segment ends
 
@@ -128,9 +124,12 @@ class Engine:
                 self._draw = self.steps.draw()
                 with self.steps.scope(0):
                     yield self.steps.encode(self._draw)
+                if self._left:
+                    break
                 if self.state.step != number + 1:
                     raise ConfigError("the loop body ended without loop.step(loss)", why="no step was made")
                 self.stop.deadline.step_took(self.stop.deadline.clock() - began)
+                self._timed = self.job.phase_at(number)[0]
                 self._after_step()
             self._end()
 
@@ -156,6 +155,17 @@ class Engine:
     @property
     def _device(self) -> torch.device:
         return next(iter(self.state.trained.values())).device
+
+    def make_step(self, batch: Any) -> None:
+        """Make the whole step of a batch, or leave it with nothing moved: one that asks (`poll`) may take minutes."""
+        try:
+            with interruptible(self.stop.check):
+                loss = self.steps.gradients(batch)
+        except StopNow:
+            self._left = True
+            self.state.optimizer.zero_grad(set_to_none=True)
+            return
+        self.step(loss)
 
     def step(self, loss: Tensor) -> float:
         """Finish the step: backward if `loss` still has its graph, clip, update, record. Returns the loss.
@@ -362,7 +372,7 @@ class Engine:
             self.folder.journal.append({"kind": "finish", "n": step, "best": best, "sha256": sums})
             self._closed = True  # nothing may follow on record: the run is finished by its last record
         else:
-            if step < self.job.last_step and self.stop.deadline.leaves_a_canary:
+            if step < self.job.last_step and self._canary_is_short:
                 self._take_canary()
             self.folder.journal.append({"kind": "stop", "n": step, "reason": self.stop.reason})
         self.folder.journal.sync()
@@ -388,6 +398,12 @@ class Engine:
                 why="the checkpoint was damaged since it was made",
                 next_step="run the same command again: it makes that step again",
             ) from damage
+
+    @property
+    def _canary_is_short(self) -> bool:
+        """Whether there is time for it: how long the first step of a later phase takes, no other step tells."""
+        known = self._timed == self.job.phase_at(self.state.step)[0] and not self._left
+        return known and self.stop.deadline.leaves_a_canary
 
     def _take_canary(self) -> None:
         """Record the loss and gradient norm of the next step without making it, for the next segment to compare.

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+SHOWN_ROWS = 16
+
 
 @dataclass(frozen=True)
 class Began:
@@ -128,3 +130,9 @@ def unfailing(report: Reporter) -> Reporter:
             report(event)
 
     return shown
+
+
+def rows_of(ids: list[int]) -> str:
+    """Name the rows of a batch as people count them, from 1; the rest of many is left out."""
+    shown = ", ".join(str(number + 1) for number in ids[:SHOWN_ROWS])
+    return f"row {shown}" if len(ids) == 1 else f"rows {shown}" + (", ..." if len(ids) > SHOWN_ROWS else "")
