@@ -190,6 +190,9 @@ def test_evaluation_data_without_a_class() -> None:
     training = read(ROWS)
     held_out = LabelledTexts([{"text": "x", "label": "a"}], config(), training.labels)
     assert "no row of 1 of the classes (b)" in str(held_out.require_like(training))
+    with pytest.raises(DataError, match=r"no row of 1 of the classes \(b\): nothing is measured") as refusal:
+        held_out.require_every_class(training)
+    assert refusal.value.exit_code == 3
 
 
 REFUSED_KEYS = {

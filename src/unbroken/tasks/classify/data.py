@@ -185,6 +185,12 @@ class LabelledTexts:
         listed = ", ".join(absent[:SHOWN_LABELS]) + (", ..." if len(absent) > SHOWN_LABELS else "")
         return f"{self.table.name} has no row of {len(absent)} of the classes ({listed}): nothing is measured on them"
 
+    def require_every_class(self, training: LabelledTexts) -> None:
+        """Raise `DataError` as `require_like` does, and also for a class of the training's that no row has."""
+        absent = self.require_like(training)
+        if absent is not None:
+            raise DataError(absent, next_step="add such rows, or leave the class out of train_data too")
+
     @cached_property
     def cells(self) -> list[Any]:
         """What stands in the label column, None in every row where there is none."""

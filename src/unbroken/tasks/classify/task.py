@@ -100,8 +100,7 @@ def prepare(config: ClassifyConfig, cache: Path | None, run: Path | None = None)
     eval_data = None
     if config.eval_data is not None:
         eval_data = LabelledTexts(config.eval_data, config, data.labels)
-        absent = eval_data.require_like(data)
-        notes += [absent] if absent else []
+        eval_data.require_every_class(data)
     with reading(config.model):
         digests |= {"model": base_digest(origin, run), "tokenizer": tokenizer_digest(origin.model)}
     if eval_data is not None and (config.load_best_model_at_end or config.calibrate):  # then it makes the model
