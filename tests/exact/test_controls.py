@@ -114,7 +114,7 @@ def test_a_swapped_example_is_noticed(model: Path, tmp_path: Path, monkeypatch: 
 
 def test_another_order_is_another_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(values(model), tmp_path / "run", stop_after=3)
-    monkeypatch.setattr("unbroken.tasks.contract.ORDER", "another")
+    monkeypatch.setattr("unbroken.tasks.common.ORDER", "another")
     with pytest.raises(CannotContinueError, match=r"order: 'feistel-8' \(this run\) -> 'another'"):
         train(values(model), tmp_path / "run")
 
