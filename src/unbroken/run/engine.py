@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from unbroken.base.errors import (
 from unbroken.base.fingerprint import canonical, digest
 from unbroken.base.stopping import StopNow, interruptible, poll
 from unbroken.run import environment
-from unbroken.run.cadence import Cadence
 from unbroken.run.evaluation import Evaluations
 from unbroken.run.folder import RunFolder
 from unbroken.run.job import Job
@@ -46,26 +45,12 @@ from unbroken.run.report import (
 )
 from unbroken.run.resources import peak_bytes
 from unbroken.run.resuming import resume_point
+from unbroken.run.settings import MOMENTS_AND_WEIGHTS, Settings
 from unbroken.run.state import State
 from unbroken.run.stepping import Steps
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout
 from unbroken.store.files import DamagedError
-
-MOMENTS_AND_WEIGHTS = 3
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What may change from segment to segment without changing a bit of the result."""
-
-    cadence: Cadence = field(default_factory=Cadence)
-    eval_steps: int | None = None
-    best_metric: str | None = None
-    greater_is_better: bool = True
-    commit_first: bool = False
-    accept_drift: bool = False
-    restore_step: int | None = None
 
 
 def train(job: Job, folder: RunFolder, settings: Settings, report: Reporter, stop: StopRequest) -> Ended:

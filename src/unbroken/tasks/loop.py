@@ -21,12 +21,13 @@ from unbroken.plan.plan import Plan, steps_for
 from unbroken.run import environment
 from unbroken.run.cadence import Cadence, SaveStrategy
 from unbroken.run.deadline import Deadline
-from unbroken.run.engine import Engine, Settings
+from unbroken.run.engine import Engine
 from unbroken.run.folder import RunFolder, move_aside, move_mirror_aside
 from unbroken.run.job import Job, Phase
 from unbroken.run.mirroring import bring_here, bring_newer, mirror_of, run_in_mirror, say_new
 from unbroken.run.preflight import require_descriptors, require_new_folder, require_ready, require_space
 from unbroken.run.report import Ended, Notice, Reporter, plain, unfailing
+from unbroken.run.settings import Settings
 from unbroken.run.state import State, held_tensors
 from unbroken.run.stop import StopRequest
 from unbroken.store import layout

@@ -36,9 +36,9 @@ from unbroken.tasks.request import Request, output_dir, resolve_config, step_ask
 from unbroken.tasks.task import Prepared, Progress, find_task
 
 if TYPE_CHECKING:  # both bring torch: two seconds that nobody waits for whose configuration has a mistake
-    from unbroken.run.engine import Settings
     from unbroken.run.folder import RunFolder
     from unbroken.run.job import Job
+    from unbroken.run.settings import Settings
 
 # weights, and two Adam moments of the same size
 CHECKPOINT_MULTIPLE = 3
@@ -306,7 +306,7 @@ def require_movable(root: Path) -> None:
 
 def settings(config: RunConfig, request: Request, step: int | None) -> Settings:
     """Return what the loop may do differently from segment to segment."""
-    from unbroken.run.engine import Settings
+    from unbroken.run.settings import Settings
 
     return Settings(
         cadence=Cadence(config.resolved_save_strategy, config.save_steps, config.save_seconds),
