@@ -81,8 +81,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any
         [*GOOD, {"text": "sun", "label": 3}],
         HELD_OUT,
         {},
-        "train.jsonl: line 9, column 'label' holds 3 where a label like that of the first row ('a') is expected; "
-        + CORRECT,
+        "train.jsonl: line 9, column 'label' holds 3 where a label like the first ('a') is expected; " + CORRECT,
     ),
 }
 
