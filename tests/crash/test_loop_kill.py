@@ -60,7 +60,13 @@ def start(script: Path, output: Path, *more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        preexec_fn=hear_sigint,
     )
+
+
+def hear_sigint() -> None:
+    """Listen as in a terminal: what a shell starts in the background ignores SIGINT, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def steps_on_record(output: Path) -> int:
