@@ -129,15 +129,7 @@ class HeadTraining:
 
         So figures of the first phase say what a logistic regression would make of the encoder as it is.
         """
-        embeddings = encode_texts(
-            encoder,
-            texts,
-            prompt=encoder.resolve_prompt(),
-            batch_size=EVALUATED_AT_ONCE,
-            normalize=False,
-            truncate_dim=None,
-            show_progress=False,
-        )
+        embeddings = embedded(encoder, texts)
         if not torch.equal(self.head.weight, self._untrained):
             return self.head.probabilities(embeddings).double().cpu().numpy()
         weight, bias, _ = self.fitted(self.features.make())
@@ -164,15 +156,20 @@ class HeadTraining:
     def _temperature(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the temperature that makes the probabilities of held-out texts the most likely ones."""
         assert self.held_out is not None
-        embeddings = encode_texts(
-            self.encoder,
-            self.held_out.texts,
-            prompt=self.encoder.resolve_prompt(),
-            batch_size=EVALUATED_AT_ONCE,
-            normalize=False,
-            truncate_dim=None,
-            show_progress=False,
-        )
+        embeddings = embedded(self.encoder, self.held_out.texts)
         targets = torch.from_numpy(self.held_out.targets)
         found = fit_temperature(self._logits(embeddings, weight, bias), targets, self.head.multi_label)
         return torch.tensor(found, device=self.head.temperature.device)
+
+
+def embedded(encoder: Encoder, texts: list[str]) -> Tensor:
+    """Return the embeddings [N, D] of texts that are not trained on, as the finished classifier makes them."""
+    return encode_texts(
+        encoder,
+        texts,
+        prompt=encoder.resolve_prompt(),
+        batch_size=EVALUATED_AT_ONCE,
+        normalize=False,
+        truncate_dim=None,
+        show_progress=False,
+    )

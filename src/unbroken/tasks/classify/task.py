@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from unbroken.tasks.meaning import Side
 
 CONFIG = ClassifyConfig
-
-
 # What only the first phase knows: changed after it, a key would be recorded and have done nothing.
 BODY_KEYS = {
     "pairs",
@@ -41,6 +39,7 @@ BODY_KEYS = {
     "max_steps",
     "lr_scheduler_type",
     "warmup_ratio",
+    "weight_decay",
 }
 
 
