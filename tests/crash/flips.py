@@ -42,8 +42,8 @@ from unbroken.store.journal import Journal, read_records
 from unbroken.store.manifest import read_manifest
 from unbroken.store.run import mend_run, read_run, run_problems
 from unbroken.store.tensors import LENGTH_BYTES, parse_header
+from unbroken.tasks import cache as kept
 from unbroken.tasks.contract import first_changed_row
-from unbroken.tasks.embed import cache as kept
 from unbroken.tasks.origin import resolve_model
 from unbroken.tasks.train import Request, look_over
 

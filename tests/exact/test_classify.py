@@ -101,7 +101,7 @@ def test_stopped_after_each_step_of_one_run(model: Path, tmp_path: Path) -> None
 
 
 def test_the_model_is_the_recorded_one(model: Path, tmp_path: Path) -> None:
-    """The head is one over the encoder beside it: fitted anew, it comes out the same to the bit."""
+    """The head is one over the encoder beside it: fitted anew, with texts in other batches, it comes out alike."""
     rows = labelled()
     train(values(model), tmp_path / "run")
     folder = tmp_path / "run" / "model"

@@ -14,8 +14,8 @@ from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.models.folder import resolve
 from unbroken.models.identity import model_digest, tokenizer_digest
 from unbroken.tasks.base_model import reading
+from unbroken.tasks.cache import find_array, keep_array
 from unbroken.tasks.classify.config import ClassifyConfig
-from unbroken.tasks.embed.cache import find_array, keep_array
 from unbroken.tasks.origin import resolve_model
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from unbroken.base.config import closest
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.plan.source import Table, content_digest, read_rows
-from unbroken.tasks.embed import cache as kept
+from unbroken.tasks import cache as kept
 from unbroken.tasks.embed.config import OPTIONAL_ROLES, ROLES, EmbedConfig
 
 NEGATIVE = "negative"
