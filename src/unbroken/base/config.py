@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -86,6 +86,18 @@ def contract_of(cls: type[Config], key: str) -> str:
     extra = cls.model_fields[key].json_schema_extra
     assert isinstance(extra, dict), f"{cls.__name__}.{key} declares no contract"
     return str(extra["contract"])
+
+
+def plain(value: Any) -> Any:
+    """Return a configuration inside another as a mapping, every other value as it is."""
+    return value.model_dump() if isinstance(value, Config) else value
+
+
+def nested(cls: type[Config], key: str) -> type[Config] | None:
+    """Return the configuration that the values of a key are, None where they are none."""
+    annotation = cls.model_fields[key].annotation
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
 
 
 def explain(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from unbroken.base.config import Config, content, identity, operational
+from unbroken.base.config import Config, content, identity, nested, operational, plain
 from unbroken.plan.plan import ORDER
 
 # What the same thing is called elsewhere, for those who come from there.
@@ -121,15 +121,21 @@ class RunConfig(Config):
 
         A default that changed in a newer version must not change a run that is under way.
         """
-        return {
+        open_keys = {
             key: value
             for key, value in recorded.items()
             if key not in asked or (key in ("threads", "device") and asked[key] == "auto")
         }
+        inside = (key for key in asked.keys() & recorded.keys() if key in cls.model_fields and nested(cls, key))
+        for key in sorted(inside):
+            given = asked[key].model_dump(exclude_unset=True) if isinstance(asked[key], Config) else asked[key]
+            if isinstance(given, Mapping) and isinstance(recorded[key], Mapping):
+                open_keys[key] = {**recorded[key], **given}
+        return open_keys
 
     def resolved_identity(self) -> dict[str, Any]:
         """Return what the identity keys mean: the same however they were written, and no default left open."""
-        return {key: getattr(self, key) for key in self.identity_keys()}
+        return {key: plain(getattr(self, key)) for key in self.identity_keys()}
 
     @property
     def order(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from unbroken.base.config import plain
 from unbroken.base.errors import CannotContinueError
 from unbroken.base.fingerprint import digest
 from unbroken.base.reading import read_document
@@ -45,7 +46,7 @@ def available_processors(quota_file: Path = CPU_QUOTA_FILE) -> int:
 
 def plain_values(config: RunConfig) -> dict[str, Any]:
     """Return every value of a configuration as JSON; rows in memory become a remark."""
-    values = {key: getattr(config, key) for key in type(config).model_fields}
+    values = {key: plain(getattr(config, key)) for key in type(config).model_fields}
     for key in ("train_data", "eval_data"):
         if values[key] is not None and not isinstance(values[key], str):
             values[key] = f"<{len(values[key])} rows in memory>"

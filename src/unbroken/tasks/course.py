@@ -32,7 +32,11 @@ class Course:
 
 def course_of(config: TrainingConfig, num_examples: int) -> Course:
     """Return the course of a run of one phase. Raises `DataError` where there is no batch."""
-    plan = Plan(num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle)
+    return course_along(config, Plan(num_examples, config.batch_size, config.seed, config.drop_last, config.shuffle))
+
+
+def course_along(config: TrainingConfig, plan: Draws) -> Course:
+    """Return the course of a run of one phase along a plan."""
     total = steps_for(plan, config.num_train_epochs, config.max_steps)
     rising = warmup(total, config.warmup_steps, config.warmup_ratio)
     kind, peak = config.lr_scheduler_type, config.learning_rate

@@ -55,7 +55,11 @@ class Task(Protocol):
         ...
 
 
-TASKS = {"embed": "unbroken.tasks.embed.task", "classify": "unbroken.tasks.classify.task"}
+TASKS = {
+    "embed": "unbroken.tasks.embed.task",
+    "classify": "unbroken.tasks.classify.task",
+    "adapt": "unbroken.tasks.adapt.task",
+}
 
 
 def find_task(name: object, origin: str = "") -> Task:

@@ -1,0 +1,48 @@
+"""How many tokens examples have: what packing is planned by, and what `check` looks at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unbroken.base.errors import DataError
+from unbroken.base.fingerprint import canonical, digest
+from unbroken.base.stopping import poll
+from unbroken.models.chat import ChatFormat, Tokens
+from unbroken.tasks import cache as kept
+from unbroken.tasks.adapt.config import AdaptConfig
+from unbroken.tasks.adapt.conversation import Rows
+
+
+def lengths_of(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path | None) -> NDArray[np.int64]:
+    """Return the number of tokens of every example of the first epoch, cut at `max_length`: [examples].
+
+    What a row becomes may differ from epoch to epoch; packing goes by the first. Found in `cache`, or kept there.
+    """
+    key = digest(canonical([rows.digest, chat.digest, config.max_length, config.seed]))
+    path = None if cache is None else cache / f"lengths-{key}.npy"
+    found = None if path is None else kept.find_array(path)
+    if found is not None and len(found) == rows.num_examples:
+        return found
+    lengths = np.empty(rows.num_examples, dtype=np.int64)
+    for example in range(rows.num_examples):
+        poll()
+        lengths[example] = len(encoded(rows, chat, config, example).ids)
+    if path is not None and path.parent.is_dir():
+        kept.keep_array(path, lengths)
+    return lengths
+
+
+def encoded(rows: Rows, chat: ChatFormat, config: AdaptConfig, example: int, epoch: int = 0) -> Tokens:
+    """Return the tokens of an example. Raises `DataError` if `max_length` leaves nothing of it to be learned."""
+    tokens = chat.encode(rows.conversation(example, epoch), config.loss_on, config.max_length)
+    if not tokens.targets.any():
+        row = rows.rows([example])[0]
+        raise DataError(
+            f"row {row + 1}: of {tokens.length} tokens, max_length {config.max_length} keeps none of the answer",
+            why="there would be nothing to learn from it",
+            next_step="set a larger max_length, shorten the row, or leave it out",
+        )
+    return tokens
