@@ -13,7 +13,7 @@ from unbroken.models.chat import ChatFormat, Tokens
 from unbroken.plan.packing import Bins
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
-from unbroken.tasks.adapt.lengths import encoded
+from unbroken.tasks.adapt.encoding import encoded
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from unbroken.base.stopping import poll
 from unbroken.models.causal import CausalLM
 from unbroken.tasks.adapt.batches import Chunk, Encoding
 from unbroken.tasks.adapt.config import AdaptConfig
-from unbroken.tasks.adapt.lengths import encoded
+from unbroken.tasks.adapt.encoding import encoded
 
 TOKENS_AT_ONCE = 2048
 

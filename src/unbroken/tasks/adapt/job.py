@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from unbroken.models.causal import CausalLM
@@ -37,7 +38,7 @@ class Trained:
     @classmethod
     def whole(cls, lm: CausalLM) -> Trained:
         """Return a model of which every weight trains."""
-        return cls(lm, {ROOT: lm}, lambda name: lm.layout(name.removeprefix(f"{ROOT}.")), lm.documents)
+        return cls(lm, {ROOT: lm}, lm.layout, lm.documents)
 
     @classmethod
     def adapters(cls, lm: CausalLM, adapter: Adapter) -> Trained:
@@ -67,7 +68,7 @@ def build_job(
         ),
         modules=trained.modules,
         encode=encoding,
-        gradients=partial(gradients, lm),
+        gradients=partial(gradients, partial(chunk_loss, lm, narrow=narrow_arithmetic(config, lm))),
         layout=partial(layout, trained),
         documents=partial(documents, trained),
         evaluate=partial(evaluation.measure, lm) if evaluation else dict,
@@ -83,19 +84,27 @@ def require_covered(trained: Trained) -> None:
     assert not lost, f"{lost[0]} would be trained and never saved"
 
 
-def gradients(lm: CausalLM, batch: Batch, scope: Scope) -> Tensor:
+def narrow_arithmetic(config: AdaptConfig, lm: CausalLM) -> bool:
+    """Return whether products of float32 weights are taken in bfloat16: of weights that all train, which stay whole."""
+    narrow = config.precision == "bfloat16" or (config.precision == "auto" and lm.device.type == "cuda")
+    return narrow and config.tuning == "full"
+
+
+def gradients(loss: Callable[[Chunk], Tensor], batch: Batch, scope: Scope) -> Tensor:
     """Leave the batch's gradients in what trains and return the detached loss, the mean over its target tokens."""
-    return accumulated(partial(chunk_loss, lm), batch.chunks, batch.weights, scope)
+    return accumulated(loss, batch.chunks, batch.weights, scope)
 
 
-def chunk_loss(lm: CausalLM, chunk: Chunk) -> Tensor:
+def chunk_loss(lm: CausalLM, chunk: Chunk, *, narrow: bool = False) -> Tensor:
     """Return the mean loss of a chunk's target tokens."""
-    return lm.loss(chunk.ids, chunk.lengths, chunk.targets)
+    with torch.autocast(lm.device.type, dtype=torch.bfloat16, enabled=narrow):
+        return lm.loss(chunk.ids, chunk.lengths, chunk.targets)
 
 
 def layout(trained: Trained, name: str) -> tuple[str, str]:
     """Place what trains in the model folder: a PEFT adapter's, or a whole model's."""
-    file, key = trained.layout(name)
+    _, _, inside = name.partition(".")  # behind the root
+    file, key = trained.layout(inside)
     return f"{MODEL_FOLDER}/{file}", key
 
 

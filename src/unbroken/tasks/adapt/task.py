@@ -14,9 +14,9 @@ from unbroken.plan.packing import Bins, Packed, fill_bins
 from unbroken.plan.plan import Draws, Plan
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
+from unbroken.tasks.adapt.encoding import encoded, lengths_of
 from unbroken.tasks.adapt.extraction.rows import ExtractionRows
 from unbroken.tasks.adapt.instructions import InstructionRows
-from unbroken.tasks.adapt.lengths import encoded, lengths_of
 from unbroken.tasks.adapt.source import Base, adapter_digest, base_digest, find_base, trained_bytes
 from unbroken.tasks.course import Course, course_along
 from unbroken.tasks.task import Prepared, Progress
@@ -61,7 +61,7 @@ def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None) -> Ro
     Raises `DataError` naming file, row and column of the first bad cell.
     """
     if config.extraction is None:
-        return InstructionRows(source, columns=config.columns, system_prompt=config.system_prompt)
+        return InstructionRows(source, config)
     schema = train.schema if isinstance(train, ExtractionRows) else None
     return ExtractionRows(source, config.extraction, seed=config.seed, schema=schema)
 

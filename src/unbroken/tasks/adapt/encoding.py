@@ -1,7 +1,8 @@
-"""How many tokens examples have: what packing is planned by, and what `check` looks at."""
+"""An example as tokens under a configuration, and how long those of the first epoch are: packing goes by that."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ from numpy.typing import NDArray
 
 from unbroken.base.errors import DataError
 from unbroken.base.fingerprint import canonical, digest
-from unbroken.base.stopping import poll
 from unbroken.models.chat import ChatFormat, Tokens
 from unbroken.tasks import cache as kept
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
+from unbroken.tasks.adapt.lengths import measure
 
 
 def lengths_of(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path | None) -> NDArray[np.int64]:
@@ -26,10 +27,7 @@ def lengths_of(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path | 
     found = None if path is None else kept.find_array(path)
     if found is not None and len(found) == rows.num_examples:
         return found
-    lengths = np.empty(rows.num_examples, dtype=np.int64)
-    for example in range(rows.num_examples):
-        poll()
-        lengths[example] = len(encoded(rows, chat, config, example).ids)
+    lengths = measure(rows, partial(chat.encode, loss_on=config.loss_on, max_length=config.max_length)).kept
     if path is not None and path.parent.is_dir():
         kept.keep_array(path, lengths)
     return lengths
