@@ -31,7 +31,9 @@ def make_causal_folder(folder: Path, family: str = "qwen3", *, seed: int = 0, te
     make_chat_folder(folder, template)
     vocabulary = len(json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]) + 64
     extra = {"head_dim": 8} if family in ("qwen3", "mistral") else {}
-    config = transformers.AutoConfig.for_model(family, vocab_size=vocabulary, tie_word_embeddings=True, **SHAPE, **extra)
+    config = transformers.AutoConfig.for_model(
+        family, vocab_size=vocabulary, tie_word_embeddings=True, **SHAPE, **extra
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -48,9 +50,7 @@ def make_instructions(count: int) -> list[dict[str, Any]]:
     rows = []
     for n in range(count):
         words = [WORDS[(n * 5 + k * (n % 3 + 1)) % len(WORDS)] for k in range(1 + n * 7 % 11)]
-        rows.append(
-            {"instruction": "Say it backwards.", "input": " ".join(words), "output": " ".join(reversed(words))}
-        )
+        rows.append({"instruction": "Say it backwards.", "input": " ".join(words), "output": " ".join(reversed(words))})
     return rows
 
 

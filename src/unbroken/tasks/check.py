@@ -61,7 +61,7 @@ class TaskCheck(Protocol):
         """How long the run is."""
 
     def memory(self) -> dict[str, int]:
-        """Bytes of `weights` and, roughly, `activations`."""
+        """Bytes of the `weights` that train, of those `frozen` if any are, and, roughly, `activations`."""
 
     def time_steps(self) -> Section:
         """Measure a few steps without updating anything."""
@@ -255,7 +255,8 @@ def _memory(looker: TaskCheck, free: int | None, demand: Demand | None) -> Secti
     """
     needed = looker.memory()
     weights, staging = needed["weights"], CHECKPOINT_MULTIPLE * needed["weights"]
-    on_device = 4 * weights + needed["activations"]
+    frozen = needed.get("frozen", 0)
+    on_device = frozen + 4 * weights + needed["activations"]
     left = free if looker.device.type == "cpu" else free_device_bytes(looker.device)
     if looker.device.type == "cpu":
         on_device += staging + LIBRARIES_BYTES
@@ -269,6 +270,8 @@ def _memory(looker: TaskCheck, free: int | None, demand: Demand | None) -> Secti
         "needed_bytes": on_device,
         "free_bytes": left,
     }
+    if frozen:
+        values["frozen_weights_bytes"] = frozen
     if demand is not None:
         values["measured_peak_bytes"] = demand.host_bytes
         if demand.device_bytes:

@@ -170,7 +170,8 @@ class AdaptConfig(TrainingConfig):
             "lora": plain(self.lora) if self.tuning == "lora" else None,
         }
         if self.extraction is not None:
-            values["extraction"] = self.extraction.resolved_identity()
+            schema = self.extraction.schema  # of a file the content counts, which the data's digest has
+            values["extraction"] = plain(self.extraction) | {"schema": None if isinstance(schema, str) else schema}
         if self.load_best_model_at_end:
             values |= {key: getattr(self, key) for key in MEASURING_KEYS}
         return values

@@ -63,7 +63,9 @@ def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None) -> Ro
     if config.extraction is None:
         return InstructionRows(source, config)
     schema = train.schema if isinstance(train, ExtractionRows) else None
-    return ExtractionRows(source, config.extraction, seed=config.seed, schema=schema)
+    return ExtractionRows(
+        source, config.extraction, seed=config.seed, schema=schema, system_prompt=config.system_prompt
+    )
 
 
 def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) -> Prepared:
