@@ -64,7 +64,8 @@ class ChatFormat:
     """A chat template and a tokenizer. `digest` identifies everything that tokens depend on but the conversation.
 
     `template` is the template's text, which belongs into the folder of a model trained with it, `bos_token` and the
-    like in it being the tokenizer's. Generation ends at any of `stop_ids`; `end_id` closes an answer.
+    like in it being the tokenizer's. Generation ends at any of `stop_ids`; `end_id` closes an answer. `notes` says in
+    a line each what a user should know of the two together.
     """
 
     def __init__(self, root: Path, template: ChatTemplate, tokenizer: Tokenizer, names: Mapping[str, str]) -> None:
@@ -86,6 +87,7 @@ class ChatFormat:
         self._head, self._tail, self._appended, self.end_id = self._explored(min(ends) if end is None else end)
         self.stop_ids = frozenset(ends | {self.end_id})
         pad = self._backend.token_to_id(names.get("pad_token", ""))
+        self.notes = self._noted()
         self.pad_id: int = self.end_id if pad is None else pad
 
     @classmethod
@@ -258,6 +260,22 @@ class ChatFormat:
         head, _, tail = text[slice(*spans[-1])].partition(ANSWER)
         appended = closing not in self._special
         return head, tail, appended, end if appended else closing
+
+    def _noted(self) -> tuple[str, ...]:
+        notes = []
+        if self._appended:
+            token = self._backend.id_to_token(self.end_id)
+            notes.append(
+                f"{self._template.name} closes no answer with a token of its own: {token} is added to the last"
+            )
+        messages = [_Probe(USER, QUESTION), _Probe(ASSISTANT, ANSWER)]
+        asked, whole = self.prompt(messages[:1]), self.encode(messages).ids
+        if not np.array_equal(asked, whole[: len(asked)]):
+            notes.append(
+                f"{self._template.name} ends its question so that this tokenizer joins it with the answer: where they "
+                "meet, the model is asked with other tokens than it is trained with"
+            )
+        return tuple(notes)
 
 
 @dataclass(frozen=True)

@@ -159,27 +159,28 @@ TEMPLATES: dict[str, ChatStyle] = {
 def template_of(name: str, begins: bool) -> str:
     """Return the Jinja template of a named format; `begins`: the tokenizer puts its begin token before every text."""
     style = TEMPLATES[name]
-    content = "message['content']" + (" | trim" if style.trimmed else "")
+    trim = " | trim" if style.trimmed else ""
+    content = f"message['content']{trim}"
     bos = "{{ bos_token }}" if begins else ""
-    first, question = ("", content)
-    system = f"{{% if system %}}{{{{ {_filled(style.system, 'system')} }}}}{{% endif %}}"
+    system, question = _filled(style.system, "system"), content
+    written = f"{{% if system %}}{{{{ {system} }}}}{{% endif %}}"
     if style.system_in_question:
-        first, system = f"(({_filled(style.system, 'system')}) if loop.first and system else '')", ""
-        question = f"({first} ~ ({content}))"
-    again = f"{{% if not loop.first %}}{{{{ {_literal(style.between)} }}}}{bos * style.bos_each_turn}{{% endif %}}"
-    again = again if style.between or (style.bos_each_turn and begins) else ""
+        written, question = "", f"(({system}) if loop.first and system else '') ~ ({content})"
+    between = f"{{{{ {_literal(style.between)} }}}}" * bool(style.between) + bos * style.bos_each_turn
     return "".join(
         [
             bos,
             "{% if messages[0]['role'] == 'system' %}",
-            f"{{% set system = messages[0]['content']{' | trim' * style.trimmed} %}}{{% set turns = messages[1:] %}}",
-            f"{{% else %}}{{% set system = {_literal(style.default_system)} %}}{{% set turns = messages %}}{{% endif %}}",
-            system,
-            "{% for message in turns %}",
-            f"{{% if message['role'] == 'user' %}}{again}{{{{ {_filled(style.user, question)} }}}}",
+            f"{{% set system = messages[0]['content']{trim} %}}{{% set turns = messages[1:] %}}",
+            "{% else %}",
+            f"{{% set system = {_literal(style.default_system)} %}}{{% set turns = messages %}}",
+            "{% endif %}",
+            written,
+            "{% for message in turns %}{% if message['role'] == 'user' %}",
+            f"{{% if not loop.first %}}{between}{{% endif %}}" * bool(between),
+            f"{{{{ {_filled(style.user, question)} }}}}",
             f"{{% elif message['role'] == 'assistant' %}}{{{{ {_filled(style.opening + style.answer, content)} }}}}",
-            "{% else %}{{ raise_exception('a system message may only stand first') }}{% endif %}",
-            "{% endfor %}",
+            "{% else %}{{ raise_exception('a system message may only stand first') }}{% endif %}{% endfor %}",
             f"{{% if add_generation_prompt %}}{{{{ {_literal(style.opening)} }}}}{{% endif %}}",
         ]
     )
