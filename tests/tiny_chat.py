@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 CORPUS = [
     "List the people and places in the text. Answer with JSON.",
     '{"person": ["Ada Lovelace"], "place": ["London", "Zürich"], "date": []}',
     "What is the weather like in 東京 today? 天気はどうですか",
     "### Instruction:\n### Response:\nHuman: Assistant: user\nassistant\nsystem\n",
+    "a a a a a a a a",
     "It is sunny, 25 °C. 🙂🙂 Take care!\n\n\tThanks.  Bye",
 ]
+# As Llama 3's and Qwen's tokenizers have it: line ends stay together whatever follows them.
+PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SPECIAL = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -60,7 +63,8 @@ def make_chat_folder(
         tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
         alphabet = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     else:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        split = pre_tokenizers.Split(Regex(PIECES), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
         alphabet = []

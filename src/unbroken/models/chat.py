@@ -25,8 +25,8 @@ from unbroken.models.tokenizing import Tokenizer
 LossOn = Literal["answers", "all"]
 OWN = "model"
 USER, ASSISTANT = "user", "assistant"
-# Texts of no format, to find out what a template writes around an answer.
-QUESTION, ANSWER = "Fzqk?", "Vxjw!"
+# Texts of no format, to find out what a template writes around an answer; ` a` is one token almost everywhere.
+QUESTION, ANSWER = "Fzqk?", "a Vxjw!"
 # Rows hold no reasoning. Templates with a switch for it then end the generation prompt where such an answer begins.
 SETTINGS = {"enable_thinking": False}
 

@@ -74,8 +74,8 @@ TEMPLATES: dict[str, ChatStyle] = {
     "deepseekcoder": ChatStyle(
         system="{}\n",
         user="### Instruction:\n{}\n",
-        opening="### Response:",
-        answer="\n{}\n<|EOT|>\n",
+        opening="### Response:\n",
+        answer="{}\n<|EOT|>\n",
         tokens=("<|EOT|>",),
     ),
     "default": ChatStyle(

@@ -65,16 +65,16 @@ class Reading:
         """
         chosen = dict(settings.columns)
         kind = _kind_of_roles(chosen) if chosen else _kind_of_columns(table)
-        needed = {QUESTION[kind], *chosen} | ({answer} if answered and (answer := ANSWER[kind]) else set())
-        needed -= set() if answered else {ANSWER[kind]}
         there = {}
         for role in _roles(kind):
+            if role == ANSWER[kind] and not answered:
+                continue
             column = chosen.get(role, role)
             if role not in chosen and role == "messages" and role not in table.columns:
                 column = SHAREGPT
             if column in table.columns:
                 there[role] = column
-            elif role in needed:
+            elif role in chosen or role in (QUESTION[kind], ANSWER[kind]):
                 raise _no_column(table, role, column)
         return cls(kind, there, settings.system_prompt)
 
