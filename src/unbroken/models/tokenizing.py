@@ -58,6 +58,11 @@ class Tokenizer:
         ids = np.fromiter(tokens, dtype=np.int32, count=int(lengths.sum()))
         return Ragged.of(torch.from_numpy(ids), lengths, self.prompt_length(prompt))
 
+    @property
+    def backend(self) -> Any:
+        """The tokenizers library's own object, this tokenizer's alone."""
+        return self._backend
+
     def prompt_length(self, prompt: str) -> int:
         """Return how many tokens stand before the text: the prompt's, and special ones in front, none behind."""
         if not prompt:
