@@ -213,7 +213,7 @@ def test_control_texts_that_see_each_other_differ(tmp_path: Path) -> None:
     lm = CausalLM.from_pretrained(folder)
     apart = batch.loss(lm).item()
     together = lm.loss(batch.ids, np.array([49]), batch.targets).item()
-    assert abs(apart - together) > 1e-2 * apart
+    assert abs(apart - together) > 1e-3 * apart
 
 
 def test_order_and_company_make_no_difference(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_gradient_checkpointing_changes_no_bit(settings: LoraSettings | None, tm
         calls += 1
 
     lm.checkpoint_gradients()
-    handles = [module.register_forward_hook(count) for module in lm.model.modules() if type(module) is layer]
+    handles = [module.register_forward_pre_hook(count) for module in lm.model.modules() if type(module) is layer]
     after = gradients(lm, batch)
     assert calls == 2 * len(handles)
     assert len(before) == len(after)

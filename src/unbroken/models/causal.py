@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from unbroken.base.errors import ConfigError
 from unbroken.models.causal_folder import CausalFolder, read_causal_folder
 from unbroken.models.folder import INDEX_FILE, WEIGHTS_FILE, resolve
-from unbroken.models.hugging_face import PADDING_ID, buckets, build_model, token_mask
+from unbroken.models.hugging_face import PADDING_ID, buckets, build_model, quicken, token_mask
 from unbroken.models.linear import product_for
 from unbroken.models.packing import Pack
 from unbroken.models.tokenizing import NO_LIMIT
-from unbroken.models.weights import Stored, match, owned, read_weights
+from unbroken.models.weights import Stored, match, owned, read_weights, weight_files
 from unbroken.models.writing import render_config
 from unbroken.step.causal import head_cross_entropy
 
@@ -66,31 +66,21 @@ class CausalLM(nn.Module):
         missing, damaged, unknown or left over.
         """
         folder = read_causal_folder(resolve(path))
-        if folder.remote_code and not known(folder.model_type):
-            lm = cls._from_remote_code(folder, dtype, trust_remote_code)
-        else:
-            model, config = build_model(folder.config, folder.root, AutoModelForCausalLM, PACKED_FAMILIES, dtype)
-            lm = cls(folder, model, packed=config.model_type in PACKED_FAMILIES)
-            lm._load_weights(dtype)
-        return lm.eval().to(device)
-
-    @classmethod
-    def _from_remote_code(cls, folder: CausalFolder, dtype: torch.dtype, trusted: bool) -> CausalLM:
-        if not trusted:
+        if folder.remote_code and not known(folder.model_type) and not trust_remote_code:
             raise ConfigError(
                 f"{folder.root} brings Python code of its own, which would run with all your rights",
                 next_step="read it, and set trust_remote_code: true if you trust it",
             )
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder.root, dtype=dtype, trust_remote_code=True)
-        except Exception as failure:  # noqa: BLE001 - foreign code raises what it likes
-            reason = str(failure).strip().splitlines() or [type(failure).__name__]
-            raise ConfigError(f"{folder.root}: its own code does not build the model: {reason[0]}") from None
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = owned(tensor.data)
-        lm = cls(folder, model, packed=False)
-        lm._places = {f"model.{name}": (WEIGHTS_FILE, name) for name in model.state_dict()}
-        return lm
+        if folder.model_type in PACKED_FAMILIES:
+            model, _ = build_model(folder.config, folder.root, AutoModelForCausalLM, PACKED_FAMILIES, dtype)
+            lm = cls(folder, model, packed=True)
+            lm._load_weights(dtype)
+        else:
+            lm = cls(folder, load_with_transformers(folder, dtype, trust_remote_code), packed=False)
+            lm._places = {f"model.{name}": (WEIGHTS_FILE, name) for name in lm.model.state_dict()}
+            for name in tied_names(lm.model):
+                lm._places.pop(f"model.{name}", None)
+        return lm.eval().to(device)
 
     def loss(self, ids_T: Tensor, lengths: NDArray[np.int64], targets_T: Tensor) -> Tensor:
         """Return the mean cross-entropy of the tokens marked in `targets_T`, each given those before it in its text.
@@ -216,6 +206,36 @@ class CausalLM(nn.Module):
         self.model.tie_weights()
         left = [name for name, parameter in self.model.named_parameters() if parameter.is_meta]
         assert not left, f"{left[0]} was not loaded"
+
+
+def load_with_transformers(folder: CausalFolder, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """Load a model of a family that packing is not tested for by transformers' own loader, tensors in fresh storage.
+
+    Such families' files may name or cut tensors otherwise than the model does; the loader knows how.
+    """
+    weight_files(folder.root, folder.part)  # safetensors and nothing else: a pickle can run code
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder.root,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except Exception as failure:  # noqa: BLE001 - a folder's own code raises what it likes
+        reason = str(failure).strip().splitlines() or [type(failure).__name__]
+        raise ConfigError(f"{folder.root}: transformers cannot load this model: {reason[0]}") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        for key in sorted(map(str, found[what])):
+            raise ConfigError(
+                f"{folder.root}: {what.removesuffix('s').replace('_', ' ')} {key!r} in the weights",
+                next_step="copy the model folder again, whole, or name another model",
+            )
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = owned(tensor.data)
+    quicken(model)
+    return model
 
 
 def known(model_type: str) -> bool:
