@@ -1,7 +1,7 @@
 """GGUF files: converted once into a Hugging Face folder, which is kept in a cache under the digest of the file.
 
-Two processes may convert one file at once, and either may be killed: each writes a folder of its own, aside, and
-renames it whole. The first name stands; a folder under its final name is always complete.
+Two processes may want one file at once, and either may be killed: one converts, the other waits; a folder is written
+aside and renamed whole, so that under its final name it is always complete. What a kill leaves, the next one removes.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+
+from filelock import FileLock
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, digest_file
 from unbroken.base.reading import open_regular
 from unbroken.models.folder import render
-from unbroken.store import files
+from unbroken.store import files, layout
 
 MAGIC = b"GGUF"
 ORIGIN_FILE = "origin.json"
@@ -44,18 +45,27 @@ def converted(path: Path, say: Callable[[str], None] = lambda line: None) -> Pat
     folder = cache_folder() / "converted" / name
     if folder.is_dir():
         return folder
-    say(f"converting {path.name} into a Hugging Face folder, once: {folder}")
     files.make_folders(folder.parent)
-    aside = folder.with_name(f"{files.UNFINISHED_PREFIX}{name}-{files.nonce()}")
+    with FileLock(folder.parent / f".{name}.lock"):
+        if not folder.is_dir():
+            say(f"converting {path.name} into a Hugging Face folder, once: {folder}")
+            write_whole(path, folder, render({"file": path.name, "digest": content, "made_with": made_with}))
+    return folder
+
+
+def write_whole(path: Path, folder: Path, origin: bytes) -> None:
+    """Convert `path` into `folder`, which is there afterwards with all it holds, durably, or not at all."""
+    unfinished = f"{layout.UNFINISHED_PREFIX}{folder.name}-"
+    files.sweep(folder.parent, (unfinished,))
+    aside = folder.with_name(f"{unfinished}{files.nonce()}")
     try:
         convert(path, aside)
-        (aside / ORIGIN_FILE).write_bytes(render({"file": path.name, "digest": content, "made_with": made_with}))
+        (aside / ORIGIN_FILE).write_bytes(origin)
         make_durable(aside)
         files.rename_new(aside, folder)
         files.sync_folder(folder.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # of a failure, or of the second of two
-    return folder
+        files.discard(aside)
 
 
 def require_gguf(path: Path) -> None:
@@ -77,7 +87,9 @@ def convert(path: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file into the new `folder`, as Hugging Face's own loaders read them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": path.parent.resolve(), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -91,6 +103,10 @@ def convert(path: Path, folder: Path) -> None:
     # The file's metadata names one end token; generation must stop at the end of a turn, which that is for chat models.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
+    # The loader has made plain float32 of it, and still holds it for a quantised model, which could not be saved.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
