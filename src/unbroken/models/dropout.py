@@ -33,7 +33,19 @@ def dropout(values: Tensor, probability: float) -> Tensor:
 
 def noise(size: int, probability: float) -> Tensor:
     """Return float32 [size]: 0 with `probability`, else 1 / (1 - probability); draws ceil(size / 2) words."""
-    words = torch.empty((size + 1) // 2, dtype=torch.int64).random_(-(2**63), None).view(torch.int32)[:size]
-    threshold = round(probability * 2**32) - 2**31
-    (kept,) = struct.unpack("<i", struct.pack("<f", 1.0 / (1.0 - probability)))
-    return words.ge_(threshold).mul_(kept).view(torch.float32)  # integers 0, or the bits of 1 / (1 - p)
+    words = _words(size)
+    (scale,) = struct.unpack("<i", struct.pack("<f", 1.0 / (1.0 - probability)))
+    return words.ge_(_threshold(probability)).mul_(scale).view(torch.float32)  # integers 0, or the bits of 1 / (1 - p)
+
+
+def kept(size: int, probability: float) -> Tensor:
+    """Return bool [size]: False with `probability`; where `noise` is not 0, drawing the same words."""
+    return _words(size).ge(_threshold(probability))
+
+
+def _words(size: int) -> Tensor:
+    return torch.empty((size + 1) // 2, dtype=torch.int64).random_(-(2**63), None).view(torch.int32)[:size]
+
+
+def _threshold(probability: float) -> int:
+    return round(probability * 2**32) - 2**31

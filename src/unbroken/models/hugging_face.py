@@ -91,22 +91,36 @@ def build(config_values: Mapping[str, Any], place: Path) -> HuggingFaceBackbone:
     Its buffers have their values: they are not in weight files. Raises `ConfigError` for a configuration
     transformers does not know.
     """
+    return HuggingFaceBackbone(*build_model(config_values, place, AutoModel, PACKED_FAMILIES))
+
+
+def build_model(
+    config_values: Mapping[str, Any],
+    place: Path,
+    kind: Any,
+    packed_families: frozenset[str],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Any, Any]:
+    """Build a model as `build` does, of the auto class `kind`; return it and its configuration.
+
+    Its attention is the packed one if its family is among `packed_families`.
+    """
     values = {key: value for key, value in config_values.items() if key not in ("dtype", "torch_dtype")}
     try:
         config = AutoConfig.for_model(**values)
         config.use_cache = False
         extra: dict[str, Any] = {}
-        if config.model_type in PACKED_FAMILIES:
+        if config.model_type in packed_families:
             extra["attn_implementation"] = ATTENTION_NAME
-        if has_pooler(config):
+        if kind is AutoModel and has_pooler(config):
             extra["add_pooling_layer"] = False
         with no_init_weights():
-            model = AutoModel.from_config(config, dtype=torch.float32, **extra)
+            model = kind.from_config(config, dtype=dtype, **extra)
     except (ValueError, KeyError, TypeError, ImportError, AttributeError) as failure:
         reason = str(failure).strip().splitlines() or [type(failure).__name__]
         raise ConfigError(f"{place}/config.json: transformers cannot build this model: {reason[0]}") from None
     quicken(model)
-    return HuggingFaceBackbone(model, config)
+    return model, config
 
 
 def quicken(model: nn.Module) -> None:

@@ -42,14 +42,14 @@ def render_length(values: Mapping[str, Any], max_length: int) -> bytes:
     return render({"do_lower_case": False, **values, "max_seq_length": max_length})
 
 
-def render_config(original: bytes) -> bytes:
-    """Return `config.json`, as read unless it announces half precision: the weights are float32.
+def render_config(original: bytes, dtype: str = "float32") -> bytes:
+    """Return `config.json`, as read unless it announces another type than that of the weights.
 
     transformers takes the weights' type from this file and would round them again.
     """
     values = json.loads(original)
-    announced = [key for key in ("dtype", "torch_dtype") if values.get(key) not in (None, "float32")]
-    return render(values | dict.fromkeys(announced, "float32")) if announced else original
+    announced = [key for key in ("dtype", "torch_dtype") if values.get(key) not in (None, dtype)]
+    return render(values | dict.fromkeys(announced, dtype)) if announced else original
 
 
 def save(
