@@ -22,7 +22,7 @@ WRAPPED = 2  # levels of {"answer": {...}} looked into
 class Answer:
     """What one answer says. `readable`: there was an object; `valid`: it was JSON and nothing else.
 
-    `malformed` counts values that are not of the kind's shape, `unasked` keys that were not asked for; both are left out.
+    `malformed` counts values that are not of the kind's shape, `unasked` keys that were not asked for: both left out.
     """
 
     annotations: tuple[Annotation, ...] = ()
@@ -86,10 +86,10 @@ class _Reading:
     def read(self, name: str, content: Any) -> None:
         """Add what is said of one type."""
         if self.schema.kind == "kg":
-            for value in content if isinstance(content, list) and not isinstance(content, Pairs) else [content]:
+            for value in each(content):
                 self._nodes(name, value)
             return
-        for value in content if isinstance(content, list) and not isinstance(content, Pairs) else [content]:
+        for value in each(content):
             if is_absent(value):
                 continue
             match self.schema.kind:
@@ -109,8 +109,8 @@ class _Reading:
         return None if text is None else Entity(name, text)
 
     def _relation(self, name: str, value: Any) -> Annotation | None:
-        if isinstance(value, list) and not isinstance(value, Pairs) and len(value) == 2:
-            value = Pairs(zip(("head", "tail"), value, strict=True))
+        if len(each(value)) == 2:
+            value = Pairs(zip(("head", "tail"), each(value), strict=True))
         if not isinstance(value, Pairs):
             return None
         ends = [self._mention(first(value, keys)) for keys in (HEADS, TAILS)]
@@ -142,7 +142,7 @@ class _Reading:
     def _arguments(self, roles: Pairs) -> tuple[Argument, ...]:
         found = []
         for role, values in roles:
-            for value in values if isinstance(values, list) and not isinstance(values, Pairs) else [values]:
+            for value in each(values):
                 text = None if is_absent(value) else self._mention(value)
                 if text is not None and is_word(role):
                     found.append(Argument(role, text))
@@ -169,6 +169,11 @@ class _Reading:
 
     def _mention(self, value: Any) -> str | None:
         return word(first(value, MENTIONS) if isinstance(value, Pairs) else value)
+
+
+def each(content: Any) -> list[Any]:
+    """Return the items of a list; what is no list is the one item of one."""
+    return content if isinstance(content, list) and not isinstance(content, Pairs) else [content]
 
 
 def first(value: Pairs, keys: Iterable[str]) -> Any:

@@ -26,8 +26,10 @@ with warnings.catch_warnings():
     class ExtractionConfig(Config):
         """Labelled text as instructions: what is extracted, how it is asked for."""
 
-        kind: Kind = identity(description="entities, relations, events, event triggers, event arguments, typed triples, "
-                              "entities with attributes")
+        kind: Kind = identity(
+            description="entities, relations, events, event triggers, event arguments, typed triples, "
+            "entities with attributes"
+        )
         text: str = identity("text", min_length=1, description="column of texts")
         entities: str = identity("entities", min_length=1, description="column of entities (ner, kg)")
         relations: str = identity("relations", min_length=1, description="column of relations (re, spo)")

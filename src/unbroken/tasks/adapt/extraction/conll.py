@@ -29,8 +29,8 @@ def is_conll(path: Path) -> bool:
 def read_conll(path: Path, name: str, columns: tuple[str, str], joint: str) -> Table:
     """Return sentences as rows of a text, its tokens with `joint` between them, and a list of entities.
 
-    A line is a token, perhaps more columns, and a tag, divided by tabs or blanks; an empty line ends a sentence. Tags are
-    O, or a type behind B-, I-, E-, S- (or the letters of BILOU and BMES), or types alone (IO). An I- or E- that
+    A line is a token, perhaps more columns, and a tag, divided by tabs or blanks; an empty line ends a sentence. Tags
+    are O, or a type behind B-, I-, E-, S- (or the letters of BILOU and BMES), or types alone (IO). An I- or E- that
     nothing opened opens an entity, as the CoNLL evaluation has it. Raises `DataError` with the line.
     """
     require_file(path)

@@ -42,21 +42,23 @@ SHAPES: dict[str, dict[str, str]] = {
     "en": {
         "ner": "Answer with a JSON object: each type, and the list of its mentions as they stand in the input",
         "re": 'Answer with a JSON object: each relation, and the list of its pairs {"head": ..., "tail": ...}',
-        "spo": 'Answer with a JSON object: each predicate, and the list of its triples '
+        "spo": "Answer with a JSON object: each predicate, and the list of its triples "
         '{"subject": ..., "subject_type": ..., "object": ..., "object_type": ...}',
-        "ee": 'Answer with a JSON object: each event type, and the list of its events '
+        "ee": "Answer with a JSON object: each event type, and the list of its events "
         '{"trigger": ..., "arguments": {role: ...}}, NAN for a role that nothing plays, a list for several',
         "eet": "Answer with a JSON object: each event type, and the list of its trigger words",
-        "eea": "Answer with a JSON object: each event type, and the list of its events {role: ...}, NAN for a role that "
-        "nothing plays, a list for several",
+        "eea": "Answer with a JSON object: each event type, and the list of its events {role: ...}, NAN for a role "
+        "that nothing plays, a list for several",
         "kg": "Answer with a JSON object: each entity type, and its entities {entity: {attribute: ...}}, without the "
         "attributes that are not told, a list for several values",
     },
     "zh": {
         "ner": "用JSON对象回答：每个类型对应其在文本中的实体列表",
         "re": '用JSON对象回答：每个关系对应其 {"head": ..., "tail": ...} 列表',
-        "spo": '用JSON对象回答：每个谓词对应其 {"subject": ..., "subject_type": ..., "object": ..., "object_type": ...} 列表',
-        "ee": '用JSON对象回答：每个事件类型对应其 {"trigger": ..., "arguments": {角色: ...}} 列表，没有的角色写NAN，多个值写成列表',
+        "spo": "用JSON对象回答：每个谓词对应其 "
+        '{"subject": ..., "subject_type": ..., "object": ..., "object_type": ...} 列表',
+        "ee": '用JSON对象回答：每个事件类型对应其 {"trigger": ..., "arguments": {角色: ...}} 列表，'
+        "没有的角色写NAN，多个值写成列表",
         "eet": "用JSON对象回答：每个事件类型对应其触发词列表",
         "eea": "用JSON对象回答：每个事件类型对应其 {角色: ...} 列表，没有的角色写NAN，多个值写成列表",
         "kg": "用JSON对象回答：每个实体类型对应其 {实体: {属性: ...}}，文本未提及的属性不写，多个值写成列表",

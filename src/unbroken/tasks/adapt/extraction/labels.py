@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from unbroken.base.errors import DataError
 from unbroken.tasks.adapt.extraction.annotations import Annotation, Argument, Entity, Event, Node, Relation, Span
@@ -79,18 +79,24 @@ class Labels:
 
     def _relation(self, item: Item, text: str, where: str) -> Annotation:
         kind = self._word(item, "relation", where, "type")
-        ends: list[tuple[str, Span | None]] = []
-        types = []
-        for end in ("head", "tail"):
-            value = item.get(end)
-            nested = isinstance(value, Mapping)
-            ends.append(self._mention(value, "entity", text, f"{where}, {end}") if isinstance(value, Mapping) else
-                        (self._plain(item, end, where), None))
-            own = value.get("type", "") if nested and isinstance(value, Mapping) else item.get(f"{end}_type", "")
-            if self.typed and not is_word(own):
-                raise wrong(where, f"has no {end}_type", "add it, or use kind: re for relations without types")
-            types.append(own if self.typed else "")
-        return Relation(kind, ends[0][0], ends[1][0], *types, ends[0][1], ends[1][1])
+        (head, head_type, head_span), (tail, tail_type, tail_span) = (
+            self._end(item, end, text, where) for end in ("head", "tail")
+        )
+        return Relation(kind, head, tail, head_type, tail_type, head_span, tail_span)
+
+    def _end(self, item: Item, end: str, text: str, where: str) -> tuple[str, str, Span | None]:
+        """Return one end of a relation: the mention, its type where types count, and its place."""
+        value, span = item.get(end), None
+        if isinstance(value, Mapping):
+            mention, span = self._mention(value, "entity", text, f"{where}, {end}")
+            own = value.get("type", item.get(f"{end}_type"))
+        else:
+            mention, own = self._plain(item, end, where), item.get(f"{end}_type")
+        if not self.typed:
+            return mention, "", span
+        if not is_word(own):
+            raise wrong(where, f"has no {end}_type", "add it, or use kind: re for relations without types")
+        return mention, str(own), span
 
     def _event(self, item: Item, text: str, where: str) -> Annotation:
         kind = self._word(item, "event type", where)
@@ -155,7 +161,7 @@ def is_word(value: Any) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def is_index(value: Any) -> bool:
+def is_index(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number; `true` is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from collections.abc import Iterable, Sequence
 from json.encoder import JSONEncoder
 from typing import Any
@@ -27,7 +26,7 @@ class Prompts:
         """Return what the model is told: the instruction, the types with these places in the schema, the text."""
         entries = ", ".join([self.entries[place] for place in asked])
         if self.style == "json":
-            return f"{self.heads[phrasing]}{entries}], \"input\": {encode(text)}}}"
+            return f'{self.heads[phrasing]}{entries}], "input": {encode(text)}}}'
         return f"{self.heads[phrasing]}{entries}\nInput: {text}"
 
     def _head(self, instruction: str) -> str:
@@ -81,16 +80,21 @@ def _shape(schema: Schema, name: str, annotations: list[Annotation]) -> Any:
             case Entity():
                 values.append(one.text)
             case Relation() if schema.kind == "spo":
-                values.append({"subject": one.head, "subject_type": one.head_type,
-                               "object": one.tail, "object_type": one.tail_type})
+                values.append(
+                    {
+                        "subject": one.head,
+                        "subject_type": one.head_type,
+                        "object": one.tail,
+                        "object_type": one.tail_type,
+                    }
+                )
             case Relation():
                 values.append({"head": one.head, "tail": one.tail})
             case Event() if schema.kind == "eet":
                 values.append(one.trigger or ABSENT)
             case Event():
                 roles = _roles(one, schema.parts[name])
-                values.append(roles if schema.kind == "eea" else
-                              {"trigger": one.trigger or ABSENT, "arguments": roles})
+                values.append(roles if schema.kind == "eea" else {"trigger": one.trigger or ABSENT, "arguments": roles})
     return values
 
 
@@ -115,5 +119,3 @@ def _nodes(nodes: Iterable[Node]) -> dict[str, Any]:
 def single(values: list[str]) -> Any:
     """Return a list of one as what it holds."""
     return values[0] if len(values) == 1 else values
-
-

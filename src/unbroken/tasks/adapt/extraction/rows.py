@@ -147,8 +147,9 @@ class ExtractionRows:
                     if part not in allowed[one.type]:
                         near = closest(str(part), map(str, allowed[one.type]))
                         advice = f"did you mean '{near}'?" if near else "correct it, or add it to extraction.schema"
-                        raise wrong(where, f"has the {word} {_shown(part)}, which the schema of '{one.type}' lacks",
-                                    advice)
+                        raise wrong(
+                            where, f"has the {word} {_shown(part)}, which the schema of '{one.type}' lacks", advice
+                        )
 
 
 def split(asked: Sequence[int], size: int | None) -> list[Sequence[int]]:
@@ -167,8 +168,10 @@ def _table(source: Source, config: ExtractionConfig, name: str | None) -> tuple[
     if isinstance(source, str | Path) and (config.format == "conll" or is_conll(Path(source))):
         if config.kind != "ner" or config.format not in ("auto", "conll"):
             what = f"kind '{config.kind}'" if config.kind != "ner" else f"format '{config.format}'"
-            raise ConfigError(f"{source}: a file of tokens and tags does not go with {what}",
-                              next_step="use kind: ner and format: conll, or a .jsonl file")
+            raise ConfigError(
+                f"{source}: a file of tokens and tags does not go with {what}",
+                next_step="use kind: ner and format: conll, or a .jsonl file",
+            )
         joint = "" if config.language == "zh" else " "
         return read_conll(Path(source), name or Path(source).name, (config.text, wanted), joint), wanted
     table = read_rows(source, name)
@@ -187,9 +190,7 @@ def _table(source: Source, config: ExtractionConfig, name: str | None) -> tuple[
     return table, wanted
 
 
-def _labelled(
-    table: Table, texts: list[str], config: ExtractionConfig, column: str
-) -> list[tuple[Annotation, ...]]:
+def _labelled(table: Table, texts: list[str], config: ExtractionConfig, column: str) -> list[tuple[Annotation, ...]]:
     """Return the annotations of each row. Raises `DataError` for the first that is none."""
     labels = Labels(config.kind, config.format)
     found = []

@@ -137,8 +137,9 @@ def from_file(path: Path, kind: Kind) -> SchemaValue:
         ) from None
     if len(lines) != 3 or kind not in DEEPKE_LINE:
         advice = f"write {shape(kind)} as one JSON value"
-        raise ConfigError(f"extraction.schema: {path} has {len(lines)} lines of JSON, no schema of {kind}",
-                          next_step=advice)
+        raise ConfigError(
+            f"extraction.schema: {path} has {len(lines)} lines of JSON, no schema of {kind}", next_step=advice
+        )
     return lines[DEEPKE_LINE[kind]]  # type: ignore[no-any-return]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}
 BEHIND_A_STRING = ",:]}"
 ENDS_A_WORD = ",:]}{[\n"
 NOTHING = ("null", "none", "undefined", "")
+ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 DEEPEST = 32  # answers are 4 deep; Python's own stack allows about 300 here
 MOST_ATTEMPTS = 64  # braces from which an object is tried, so that a page of braces takes no quadratic time
 
@@ -135,11 +138,10 @@ class Reader:
 
 
 def unescaped(body: str) -> str:
-    """Return the text between two quotes with JSON's escapes read; as it is, where they are none of JSON's."""
-    if "\\" not in body:
-        return body
-    plain = body.replace("\\'", "'")
-    try:
-        return str(json.loads('"' + plain.replace('"', '\\"').replace('\\\\"', '\\"') + '"', strict=False))
-    except ValueError:
-        return plain.replace('\\"', '"')
+    """Return the text between two quotes with its escapes read; any other escaped letter stands for itself."""
+    plain = ESCAPE.sub(lambda match: _letter(match[1]), body)
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # joins the halves of a pair
+
+
+def _letter(escape: str) -> str:
+    return chr(int(escape[1:], 16)) if len(escape) > 1 else ESCAPED.get(escape, escape)
