@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from unbroken.base.seeds import derive
+from unbroken.base.seeds import MASK_32, derive
 
 Words = NDArray[np.uint64]
 
@@ -21,6 +21,9 @@ TABLE_BITS = 8
 # The multipliers of MurmurHash3's 64-bit finaliser (Appleby 2011): odd, so that no bit of the product is lost.
 FIRST_MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)
 SECOND_MULTIPLIER = np.uint64(0xC4CEB9FE1A85EC53)
+# `seeds.chunk_seed`, for a whole array at once: shift and multiplier of each round, and the shift after them.
+MIXER = ((np.uint32(16), np.uint32(0x7FEB352D)), (np.uint32(15), np.uint32(0x846CA68B)))
+LAST_SHIFT = np.uint32(16)
 
 
 def permute(key: int, positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -68,3 +71,20 @@ def _hash(half: Words, key: np.uint64, bits: int) -> Words:
     mixed *= SECOND_MULTIPLIER
     mixed >>= np.uint64(64 - bits)
     return mixed
+
+
+def shuffled(key: int, size: int) -> list[int]:
+    """Return `range(size)` in an order chosen by `key`: for a few dozen, several times faster than `permute`.
+
+    Each place is sorted by its `chunk_seed`, which no other place of fewer than 2**32 shares, so no order is left to
+    the sort.
+    """
+    places = np.arange(size, dtype=np.uint32)
+    places ^= np.uint32(key & MASK_32)
+    for shift, multiplier in MIXER:
+        places ^= places >> shift
+        places *= multiplier
+    places ^= places >> LAST_SHIFT
+    places += np.uint32(key >> 32 & MASK_32)
+    order: list[int] = places.argsort(kind="stable").tolist()
+    return order

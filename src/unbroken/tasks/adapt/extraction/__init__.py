@@ -1,0 +1,1 @@
+"""Labelled text as questions to a language model, and its answers as labels with scores."""
