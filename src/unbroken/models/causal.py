@@ -177,7 +177,8 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model's parameters are."""
-        return next(self.model.parameters()).device
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def layout(self, name: str) -> tuple[str, str]:
         """Return where an entry of `state_dict()` belongs: (file relative to the model folder, key in it)."""
@@ -252,9 +253,7 @@ def tied_names(model: Any) -> dict[str, str]:
     return dict(getattr(model, "_tied_weights_keys", None) or {})
 
 
-def refuse_strangers(
-    stored: list[Stored], found: Mapping[str, Stored], twins: Mapping[str, str], place: Path
-) -> None:
+def refuse_strangers(stored: list[Stored], found: Mapping[str, Stored], twins: Mapping[str, str], place: Path) -> None:
     """Raise `ConfigError` for a tensor no part of the model takes: the folder is not what its configuration says."""
     used = {(entry.file, entry.key) for entry in found.values()}
     for entry in stored:

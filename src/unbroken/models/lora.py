@@ -69,7 +69,7 @@ class Adapter:
             task_type="CAUSAL_LM",
             base_model_name_or_path=base_name,
             r=settings.r,
-            lora_alpha=settings.alpha,
+            lora_alpha=int(settings.alpha) if settings.alpha == int(settings.alpha) else settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=targets(lm.model, settings.target_modules),
             use_rslora=settings.use_rslora,
@@ -115,7 +115,8 @@ class Adapter:
     def documents(self) -> dict[str, bytes]:
         """Return every file of the adapter's folder that is not weights: the same bytes for the same adapter."""
         values = self.config.to_dict() | {"inference_mode": True}
-        plain = {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
+        names = ("target_modules", "modules_to_save")  # sets, or lists made of sets: in an order of their own
+        plain = values | {key: sorted(values[key]) for key in names if isinstance(values[key], list | set | tuple)}
         documents = {ADAPTER_CONFIG: json.dumps(plain, indent=2, sort_keys=True).encode()}
         documents |= {name: data for name, data in self.lm.folder.documents.items() if name in TOKENIZER_FILES}
         return dict(sorted(documents.items()))

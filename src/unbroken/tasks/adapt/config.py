@@ -51,7 +51,7 @@ class LoraConfig(Config):
     """Low-rank adapters, as PEFT's `LoraConfig` has them (Hu et al. 2021, arXiv 2106.09685)."""
 
     r: int = identity(16, gt=0, description="rank of the update")
-    alpha: float = identity(32, gt=0, description="the update is scaled by alpha / r")
+    alpha: float = identity(32.0, gt=0, description="the update is scaled by alpha / r")
     dropout: float = identity(0.05, ge=0, lt=1, description="dropout on the adapter's input")
     target_modules: Literal["auto", "all-linear"] | list[str] = identity(
         "all-linear", description="all-linear, auto (PEFT's choice for the model's family), or names of layers"

@@ -77,7 +77,7 @@ class ExtractionRows:
         """The number of examples in an epoch, the same in every epoch."""
         return self._ends[-1]
 
-    def rows(self, examples: list[int]) -> list[int]:
+    def rows(self, examples: Sequence[int]) -> list[int]:
         """Return the row that each example is a part of."""
         return [bisect_right(self._ends, example) for example in examples]
 
