@@ -33,7 +33,7 @@ MARKED = """{% for m in messages %}
 {% if m.role == 'assistant' %}
 <|im_start|>assistant
 {% generation %}
-{{ m.content + '<|im_end|>' }}
+{{ m.content + '<|im_end|>' -}}
 {% endgeneration %}
 
 {% else %}

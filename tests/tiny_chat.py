@@ -87,6 +87,6 @@ def make_chat_folder(
     if template is not None:
         about["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(about), encoding="utf-8")
-    values = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, **config}
+    values = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 32, **config}
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     return folder

@@ -266,9 +266,7 @@ def test_digests_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         patch.setattr(Reading, "conversation", fails)
         assert InstructionRows(path, PLAIN, tmp_path / "cache").digest == digest
         with pytest.raises(AssertionError, match="read again"):
-            _ = InstructionRows(
-                path, Settings({"prompt": "completion", "completion": "prompt"}), tmp_path / "cache"
-            ).digest
+            _ = InstructionRows(path, swapped, tmp_path / "cache").digest
     kept.write_bytes(kept.read_bytes()[:-1])
     assert InstructionRows(path, PLAIN, tmp_path / "cache").digest == digest
     path.write_text('{"prompt": "Q", "completion": ""}\n', encoding="utf-8")
