@@ -137,7 +137,7 @@ class ChatFormat:
         encoding = self._backend.encode(text, add_special_tokens=False)
         ids = np.asarray(encoding.ids, dtype=np.int32)
         targets = self._targets(text, encoding.offsets, ids, spans)
-        if self._appended:
+        if self._appended and targets.any():
             last = int(np.flatnonzero(targets)[-1]) + 1
             ids = np.append(ids[:last], np.int32(self.end_id))
             targets = np.append(targets[:last], True)

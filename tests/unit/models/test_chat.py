@@ -165,6 +165,13 @@ def test_a_template_that_closes_no_answer_gets_the_end_token(tmp_path: Path) -> 
     assert form.encode(LONG, loss_on="all").ids.tolist() == tokens.ids.tolist()
 
 
+def test_a_conversation_without_an_answer_has_no_target(formats: dict[str, ChatFormat], tmp_path: Path) -> None:
+    open_ended = ChatFormat.of(make_chat_folder(tmp_path / "a", "{% for m in messages %}{{ m.content }}{% endfor %}"))
+    for form in (formats["plain"], formats["marked"], open_ended):
+        assert not form.encode(SHORT[:1]).targets.any()
+        assert form.encode(SHORT[:1]).ids.tolist() == form._backend.encode(form.render(SHORT[:1])).ids
+
+
 def test_a_marked_answer_takes_the_token_that_closes_it_along(tmp_path: Path) -> None:
     text = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
     text += "{% else %}{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}"
