@@ -101,6 +101,13 @@ def test_the_rule_at_a_border_inside_a_token(tmp_path: Path) -> None:
     assert found == " sunny</s>"
 
 
+def test_a_space_behind_the_closing_token_is_none_of_the_answers(tmp_path: Path) -> None:
+    """Byte-level tokenizers by default give a token of spaces no width."""
+    spaced = PLAIN.replace("<|im_end|>\\n", "<|im_end|>  ")
+    form = ChatFormat.of(make_chat_folder(tmp_path / "a", spaced))
+    assert learned(form, form.encode(LONG)) == [ANSWERED.content + "<|im_end|>", LAST.content + "<|im_end|>"]
+
+
 def test_multi_byte_characters_are_whole_on_either_side(formats: dict[str, ChatFormat]) -> None:
     form = formats["plain"]
     tokens = form.encode((Said("user", "東🙂"), Said("assistant", "🙂東")))
