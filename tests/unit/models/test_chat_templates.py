@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from unbroken.models.chat_rendering import ChatTemplate
@@ -95,3 +97,9 @@ def test_texts_are_never_taken_for_template_code() -> None:
     hostile = "{{ 7 * 7 }} {% raw %} ' \\n \" {} {eos}"
     assert hostile in rendered("chatml", [{"role": "user", "content": hostile}])
     assert hostile in rendered("llama2", [{"role": "system", "content": hostile}, FIRST])
+
+
+def test_the_page_lists_them_all() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "adapt-data.md").read_text(encoding="utf-8")
+    listed = page.split("`template:` alpaca", 1)[1].split("\n\n", 1)[0]
+    assert f"alpaca{listed}".replace("\n", " ").split(" · ") == sorted(TEMPLATES)
