@@ -66,7 +66,7 @@ class Labels:
     def _node(self, item: Item, text: str, where: str) -> Annotation:
         kind = self._word(item, "entity type", where)
         mention, span = self._mention(item, "entity", text, where)
-        attributes = item.get("attributes") or {}
+        attributes = {} if item.get("attributes") is None else item["attributes"]
         if not isinstance(attributes, Mapping):
             raise wrong(where, f"has attributes that are {shown(attributes)}, not an object of names and values")
         pairs = []
@@ -106,7 +106,7 @@ class Labels:
             trigger = self._mention(item[key], "entity", text, f"{where}, {key}")
         elif item.get(key, "") not in NO_TRIGGER and item[key] is not None:
             trigger = self._plain(item, key, where), None
-        arguments = item.get("arguments") or []
+        arguments = [] if item.get("arguments") is None else item["arguments"]
         if not isinstance(arguments, list):
             raise wrong(where, f"has arguments that are {shown(arguments)}, not a list")
         found = []
