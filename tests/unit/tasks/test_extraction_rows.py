@@ -222,7 +222,7 @@ def test_other_formats_say_the_same(tmp_path: Path) -> None:
     rows = ExtractionRows([{"text": text, "event": [event]}], config("eea"))
     assert [one.trigger for one in rows.labelled[0] if isinstance(one, Event)] == [""]
     assert rows.schema.parts == {"stay": ("who",)}
-    node = {"text": "Ann", "type": "PER", "attributes": {"home": "New York", "job": ["a", "b"]}}
+    node = {"text": "Ann", "type": "PER", "attributes": {"age": None, "home": "New York", "job": ["a", "b"]}}
     rows = ExtractionRows([{"text": text, "entities": [node]}], config("kg"))
     assert rows.labelled == [(Node("PER", "Ann", (("home", "New York"), ("job", "a"), ("job", "b"))),)]
 
@@ -299,8 +299,9 @@ NODE: dict[str, Any] = {"type": "PER", "text": "A"}
         ("spo", {"text": "A", "relations": [{"head": "A", "relation": "PER", "tail": "A"}]}, "has no head_type"),
         ("ee", {"text": "A", "events": [{"type": "PER", "arguments": {}}]}, "has arguments that are {}, not a list"),
         ("ee", {"text": "A", "events": [{"type": "PER", "arguments": {"a": 1}}]}, "has arguments that are {"),
-        ("ee", {"text": "A", "events": [EVENT | {"arguments": [{"role": "b", "text": "A"}]}]}, "has the role 'b', which"),
+        ("ee", {"text": "A", "events": [EVENT | {"arguments": [{"role": "b", "text": "A"}]}]}, "has the role 'b'"),
         ("ee", {"text": "A", "events": [{"type": "PER", "arguments": [{"text": "A"}]}]}, "argument 1 has no 'role'"),
+        ("eet", {"text": "A", "events": [EVENT | {"trigger": "NAN"}]}, "item 1 has no trigger, which is all"),
         ("kg", {"text": "A", "entities": [NODE | {"attributes": {"a": 1}}]}, "has 1 as the attribute 'a'"),
         ("kg", {"text": "A", "entities": [NODE | {"attributes": {"b": "x"}}]}, "has the attribute 'b', which"),
         ("kg", {"text": "A", "entities": [NODE | {"attributes": []}]}, "has attributes that are [], not an object"),
