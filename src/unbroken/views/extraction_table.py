@@ -59,6 +59,6 @@ def _group(name: str, one: Counts) -> list[Any]:
     return [name, *shares, one.wanted, one.predicted, *[None] * len(ERRORS)]
 
 
-def share(value: float) -> float:
-    """Return a share as it is shown, with four digits."""
-    return round(value, 4)
+def share(value: float) -> str:
+    """Return a share as it is shown."""
+    return f"{value:.3f}"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unbroken.base.seeds import derive
-from unbroken.plan.permutation import permute
+from unbroken.base.seeds import chunk_seed, derive
+from unbroken.plan.permutation import permute, shuffled
 
 POWERS = [2**k + near for k in range(2, 18) for near in (-1, 0, 1)]
 
@@ -124,3 +124,20 @@ def test_no_positions_give_no_places() -> None:
 def test_a_position_outside_the_range_is_refused(position: int) -> None:
     with pytest.raises(ValueError, match=r"range\(10\)"):
         permute(1, np.array([0, position]), 10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 300))
+def test_a_small_order_is_that_of_chunk_seeds(key: int, size: int) -> None:
+    assert shuffled(key, size) == sorted(range(size), key=lambda place: chunk_seed(key, place))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_no_small_order_is_favoured(size: int) -> None:
+    keys = 12_000
+    counts = Counter(tuple(shuffled(derive(number, "fair"), size)) for number in range(keys))
+    orders = math.factorial(size)
+    expected = keys / orders
+    assert len(counts) == orders
+    chi_squared = sum((count - expected) ** 2 / expected for count in counts.values())
+    assert chi_squared < orders - 1 + 5 * math.sqrt(2 * (orders - 1))  # five standard deviations above the mean

@@ -119,9 +119,13 @@ class _Reading:
         if self.schema.kind == "re":
             return Relation(name, ends[0], ends[1])
         types = [word(first(value, [f"{key}_type" for key in keys])) or "" for keys in (HEADS, TAILS)]
-        pairs = self.schema.parts[name]
-        if not all(types) and len(pairs) == 1:  # nothing else can be meant
-            types = [own or there for own, there in zip(types, pairs[0], strict=True)]
+        if not all(types):  # right only if the schema leaves one way to complete them
+            pairs = [
+                pair for pair in self.schema.parts[name] if all(t in ("", p) for t, p in zip(types, pair, strict=True))
+            ]
+            if len(pairs) != 1:
+                return None
+            types = list(pairs[0])
         return Relation(name, ends[0], ends[1], types[0], types[1])
 
     def _event(self, name: str, value: Any) -> Annotation | None:

@@ -31,7 +31,7 @@ class Labels:
 
     def __init__(self, kind: Kind, layout: Format):
         self.names = {value: tuple(both[place] for place in LAYOUTS[layout]) for value, both in NAMES.items()}
-        self.typed = kind == "spo"
+        self.typed, self.triggered = kind == "spo", kind == "eet"
         self.read = {"ner": self._entity, "kg": self._node, "re": self._relation, "spo": self._relation}.get(
             kind, self._event
         )
@@ -66,11 +66,13 @@ class Labels:
     def _node(self, item: Item, text: str, where: str) -> Annotation:
         kind = self._word(item, "entity type", where)
         mention, span = self._mention(item, "entity", text, where)
-        attributes = item.get("attributes") or {}
+        attributes = {} if item.get("attributes") is None else item["attributes"]
         if not isinstance(attributes, Mapping):
             raise wrong(where, f"has attributes that are {shown(attributes)}, not an object of names and values")
         pairs = []
         for name, values in attributes.items():
+            if values is None:  # parquet gives every row every name
+                continue
             for value in values if isinstance(values, list) else [values]:
                 if not is_word(name) or not is_word(value):
                     raise wrong(where, f"has {shown(value)} as the attribute {shown(name)}, where text is expected")
@@ -106,7 +108,9 @@ class Labels:
             trigger = self._mention(item[key], "entity", text, f"{where}, {key}")
         elif item.get(key, "") not in NO_TRIGGER and item[key] is not None:
             trigger = self._plain(item, key, where), None
-        arguments = item.get("arguments") or []
+        if self.triggered and not trigger[0]:
+            raise wrong(where, "has no trigger, which is all that kind: eet extracts", "add it or leave the event out")
+        arguments = [] if item.get("arguments") is None else item["arguments"]
         if not isinstance(arguments, list):
             raise wrong(where, f"has arguments that are {shown(arguments)}, not a list")
         found = []
