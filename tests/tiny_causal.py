@@ -15,7 +15,22 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-WORDS = ["river", "stone", "cloud", "bright", "quiet", "engine", "paper", "window", "garden", "signal", "orange", "velvet", "copper", "harbor"]
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "bright",
+    "quiet",
+    "engine",
+    "paper",
+    "window",
+    "garden",
+    "signal",
+    "orange",
+    "velvet",
+    "copper",
+    "harbor",
+]
 SHAPE = {
     "hidden_size": 32,
     "num_hidden_layers": 2,

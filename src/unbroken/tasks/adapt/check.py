@@ -1,4 +1,4 @@
-"""What there is to see about a run of instruction tuning before it starts: rows, lengths, what trains, leakage, time."""
+"""What there is to see about a run of instruction tuning before it starts: rows, lengths, what trains, time."""
 
 from __future__ import annotations
 
