@@ -110,7 +110,9 @@ gguf.converted(Path({str(tiny)!r}))
 
 
 def test_two_processes_at_once(tiny: Path) -> None:
-    code = f"from pathlib import Path; from unbroken.models.gguf import converted; print(converted(Path({str(tiny)!r})))"
+    code = (
+        f"from pathlib import Path; from unbroken.models.gguf import converted; print(converted(Path({str(tiny)!r})))"
+    )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.communicate()[0].strip() for process in both]
     assert [process.returncode for process in both] == [0, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +87,16 @@ def test_modules_hold_what_is_trained_and_nothing_else(base: Path) -> None:
     assert {id(tensor) for tensor in held.values()} == trained
     assert len(held) == 2 * 7 * 2
     assert all(".lora_" in name for name in held)
+
+
+def test_dropout_follows_the_model(base: Path) -> None:
+    """A layer made anew is in training mode: evaluating a model just loaded would drop values."""
+    adapter = shake(attach(base, replace(SETTINGS, dropout=0.5)))
+    lm, ids = adapter.lm, torch.arange(3, 20)
+    with torch.no_grad():
+        assert torch.equal(lm.logits(ids, lengths_of(ids)), lm.logits(ids, lengths_of(ids)))
+        lm.train()
+        assert not torch.equal(lm.logits(ids, lengths_of(ids)), lm.logits(ids, lengths_of(ids)))
 
 
 def test_the_configuration_has_the_same_bytes_each_time(base: Path) -> None:
@@ -214,10 +223,10 @@ def test_a_damaged_folder_is_refused(base: Path, tmp_path: Path, how: str, said:
 
 
 @pytest.fixture
-def copy(base: Path, tmp_path: Path) -> Iterator[Path]:
+def copy(base: Path, tmp_path: Path) -> Path:
     for file in base.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    yield tmp_path
+    return tmp_path
 
 
 @pytest.mark.parametrize(
