@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -319,3 +320,51 @@ def test_dropout_of_the_fast_layer_is_pefts_with_the_same_noise(tmp_path: Path) 
     assert len(fast) == 1 + 2 * slowed
     for mine, wanted in zip(fast, slow, strict=True):
         assert (mine - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_neftune_is_the_papers_noise(family: str, tmp_path: Path) -> None:
+    """Uniform, at most alpha / sqrt(L * D) for a text of L tokens of its own; in training only."""
+    lm, lengths = CausalLM.from_pretrained(save_random(tmp_path, family)), [4, 60, 60, 16]
+    lm.neftune_alpha, ids = 5.0, torch.arange(140) % 90
+    seen: list[Tensor] = []
+
+    def catch(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        if inputs.get("inputs_embeds") is not None:
+            seen.append(inputs["inputs_embeds"].detach().reshape(-1, 32))
+
+    part = lm.model.base_model if lm.packed else lm.model
+    part.register_forward_pre_hook(catch, with_kwargs=True)
+    targets = torch.ones(140, dtype=torch.bool)
+    calm = lm.loss(ids, np.array(lengths), targets)
+    assert not seen
+    lm.train()
+    noisy = lm.loss(ids, np.array(lengths), targets)
+    assert float((calm - noisy).detach().abs()) > 1e-3
+    packed_ids = torch.cat([ids[:4], ids[124:], ids[4:124]])
+    noise = (torch.cat(seen) - lm.model.get_input_embeddings()(packed_ids).detach()).abs()
+    for length, part in zip((4, 16, 60), noise.split([4, 16, 120]), strict=True):
+        bound = 5.0 / (length * 32) ** 0.5
+        assert 0.9 * bound < float(part.max()) <= bound * (1 + 1e-5)
+        assert float(part.mean()) == pytest.approx(bound / 2, rel=0.15)
+
+
+def test_shards_are_read_and_written_where_they_were(tmp_path: Path) -> None:
+    whole = CausalLM.from_pretrained(save_random(tmp_path / "whole", "qwen2", tie_word_embeddings=False))
+    model = reference(tmp_path / "whole", torch.float32)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    lm = CausalLM.from_pretrained(tmp_path / "shards")
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(index.values())) > 1
+    assert {key: file for file, key in map(lm.layout, lm.state_dict())} == index
+    assert "model.safetensors.index.json" in lm.documents()
+    assert all(torch.equal(tensor, lm.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in lm.state_dict().values())
+
+
+def test_no_target_is_no_loss(tmp_path: Path) -> None:
+    for family in ("llama", "gpt_neox"):
+        lm = CausalLM.from_pretrained(save_random(tmp_path / family, family))
+        loss = lm.loss(torch.tensor([5, 6, 7]), np.array([2, 1]), torch.tensor([True, False, True]))
+        loss.backward()
+        assert loss.item() == 0.0

@@ -7,7 +7,6 @@ aside and renamed whole, so that under its final name it is always complete. Wha
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -120,9 +119,3 @@ def make_durable(folder: Path) -> None:
         finally:
             os.close(handle)
     files.sync_folder(folder)
-
-
-def origin_of(folder: Path) -> dict[str, str] | None:
-    """Return what a converted folder was made of, None for any other folder."""
-    file = folder / ORIGIN_FILE
-    return json.loads(file.read_bytes()) if file.is_file() else None

@@ -103,6 +103,7 @@ class Adapter:
             if parameter.requires_grad and ".lora_" in name:
                 parameter.data = parameter.data.float()
         quicken(lm.model)
+        lm.train(lm.training)  # the new layers come in training mode, whatever the model is in
         return cls(lm, config, trained(lm.model))
 
     def layout(self, name: str) -> tuple[str, str]:

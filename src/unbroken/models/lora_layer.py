@@ -1,7 +1,7 @@
-"""PEFT's LoRA layer with a forward pass of its own: fewer kernels, oneDNN's products, a quarter of the memory.
+"""PEFT's LoRA layer with a forward pass of its own: fewer kernels, oneDNN's products, less memory.
 
-For a layer of width D, autograd keeps of PEFT's: the input, the noise, the dropped input, each T x D in float32. Here it keeps
-the input, and the noise as one byte an element; what was dropped is computed again.
+Of PEFT's layer autograd keeps the input, the noise and the dropped input, each T x D in float32. Here it keeps the
+input, and the noise as one byte an element; what was dropped is computed again.
 
 Shape suffixes: T tokens, D width of the input, O of the output, r rank.
 """
