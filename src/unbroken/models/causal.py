@@ -22,6 +22,7 @@ from unbroken.models.folder import INDEX_FILE, WEIGHTS_FILE, resolve
 from unbroken.models.hugging_face import PADDING_ID, buckets, build_model, quicken, token_mask
 from unbroken.models.linear import product_for
 from unbroken.models.packing import Pack
+from unbroken.models.quantized import Bits, load_quantized
 from unbroken.models.tokenizing import NO_LIMIT
 from unbroken.models.weights import Stored, match, owned, read_weights, weight_files
 from unbroken.models.writing import render_config
@@ -59,17 +60,24 @@ class CausalLM(nn.Module):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         trust_remote_code: bool = False,
+        quantization: Bits | None = None,
     ) -> CausalLM:
         """Load a Hugging Face folder, or a model by its name on the hub, in eval mode; weights come as `dtype`.
 
-        Python files of the folder run only with `trust_remote_code`. Raises `ConfigError` in one line if anything is
-        missing, damaged, unknown or left over.
+        With `quantization` its matrices are held in few bits, and cannot be trained or written. Python files of the
+        folder run only with `trust_remote_code`. Raises `ConfigError` in one line if anything is missing, damaged,
+        unknown or left over.
         """
         folder = read_causal_folder(resolve(path))
         if folder.remote_code and not known(folder.model_type) and not trust_remote_code:
             raise ConfigError(
                 f"{folder.root} brings Python code of its own, which would run with all your rights",
                 next_step="read it, and set trust_remote_code: true if you trust it",
+            )
+        if quantization is not None:
+            packed = folder.model_type in PACKED_FAMILIES
+            return cls(
+                folder, load_quantized(folder, quantization, torch.device(device), dtype, packed=packed), packed=packed
             )
         if folder.model_type in PACKED_FAMILIES:
             model, _ = build_model(folder.config, folder.root, AutoModelForCausalLM, PACKED_FAMILIES, dtype)

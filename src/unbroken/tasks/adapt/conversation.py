@@ -42,5 +42,8 @@ class Rows(Protocol):
     def conversation(self, example: int, epoch: int) -> Conversation:
         """Return the conversation of an example in an epoch, counted from 0. Raises `DataError` for a bad row."""
 
+    def locate(self, example: int) -> str:
+        """Say in which file and row an example stands."""
+
     def rows(self, examples: Sequence[int]) -> list[int]:
         """Return the rows of the data, counted from 0, that these examples come from."""

@@ -35,11 +35,18 @@ def lengths_of(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path | 
 
 def encoded(rows: Rows, chat: ChatFormat, config: AdaptConfig, example: int, epoch: int = 0) -> Tokens:
     """Return the tokens of an example. Raises `DataError` if `max_length` leaves nothing of it to be learned."""
-    tokens = chat.encode(rows.conversation(example, epoch), config.loss_on, config.max_length)
-    if not tokens.targets.any():
-        row = rows.rows([example])[0]
+    try:
+        tokens = chat.encode(rows.conversation(example, epoch), config.loss_on, config.max_length)
+    except DataError as refusal:
+        if refusal.what.startswith(rows.locate(example)):
+            raise
         raise DataError(
-            f"row {row + 1}: of {tokens.length} tokens, max_length {config.max_length} keeps none of the answer",
+            f"{rows.locate(example)}: {refusal.what}", why=refusal.why, next_step=refusal.next_step
+        ) from None
+    if not tokens.targets.any():
+        raise DataError(
+            f"{rows.locate(example)}: max_length {config.max_length} keeps none of the answer "
+            f"({tokens.length} tokens in all)",
             why="there would be nothing to learn from it",
             next_step="set a larger max_length, shorten the row, or leave it out",
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbroken.models.causal import CausalLM
+from unbroken.models.chat import OWN, ChatFormat
 from unbroken.models.lora import Adapter
 from unbroken.run.job import Job, Phase
 from unbroken.step.gradients import Scope, accumulated
@@ -21,6 +22,7 @@ from unbroken.tasks.course import Course
 from unbroken.tasks.optimizers import adamw
 
 ROOT = "model"
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def build_job(
         encode=encoding,
         gradients=partial(gradients, partial(chunk_loss, lm, narrow=narrow_arithmetic(config, lm))),
         layout=partial(layout, trained),
-        documents=partial(documents, trained),
+        documents=partial(documents, trained, config, encoding.chat),
         evaluate=partial(evaluation.measure, lm) if evaluation else dict,
         evaluation_id=evaluation.identity if evaluation else "",
         rows=encoding.rows.rows,
@@ -108,6 +110,9 @@ def layout(trained: Trained, name: str) -> tuple[str, str]:
     return f"{MODEL_FOLDER}/{file}", key
 
 
-def documents(trained: Trained) -> Mapping[str, bytes]:
-    """Return the model folder's other files."""
-    return {f"{MODEL_FOLDER}/{path}": content for path, content in trained.documents().items()}
+def documents(trained: Trained, config: AdaptConfig, chat: ChatFormat) -> Mapping[str, bytes]:
+    """Return the model folder's other files; a named template is among them, to be asked by as it was trained by."""
+    files = dict(trained.documents())
+    if config.template != OWN:
+        files[TEMPLATE_FILE] = chat.template.encode()
+    return {f"{MODEL_FOLDER}/{path}": content for path, content in sorted(files.items())}

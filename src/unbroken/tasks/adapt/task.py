@@ -55,13 +55,13 @@ class Inputs:
     bins: Bins | None
 
 
-def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None) -> Rows:
+def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None, cache: Path | None = None) -> Rows:
     """Return the conversations that a source holds or is made into; held-out rows have the types of those trained on.
 
     Raises `DataError` naming file, row and column of the first bad cell.
     """
     if config.extraction is None:
-        return InstructionRows(source, config)
+        return InstructionRows(source, config, cache)
     schema = train.schema if isinstance(train, ExtractionRows) else None
     return ExtractionRows(
         source, config.extraction, seed=config.seed, schema=schema, system_prompt=config.system_prompt
@@ -74,7 +74,7 @@ def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) ->
     Writes nothing but a GGUF file's conversion, and imports no torch but for that.
     """
     base = find_base(config, run)
-    rows = read_rows(config.train_data, config)
+    rows = read_rows(config.train_data, config, cache=cache)
     eval_rows = None if config.eval_data is None else read_rows(config.eval_data, config, rows)
     chat = ChatFormat.of(base.folder, config.template)
     encoded(rows, chat, config, 0)
@@ -109,6 +109,8 @@ def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
         from unbroken.tasks.adapt.job import build_job
 
         config, rows, chat, bins = inputs.config, inputs.rows, inputs.chat, inputs.bins
+        if isinstance(rows, InstructionRows):
+            rows.keep_in(cache)
         chunk_size = config.micro_batch_size or config.batch_size
         encoding = Encoding(rows, chat, config, chunk_size, bins)
         plan = course_over(config, rows.num_examples, None if bins is None else len(bins), bins)
@@ -126,7 +128,11 @@ def load_trained(config: AdaptConfig, base: Base) -> Trained:
 
     device = resolve_device(config.device)
     lm = CausalLM.from_pretrained(
-        base.folder, device=device, dtype=dtype_of(config, device), trust_remote_code=config.trust_remote_code
+        base.folder,
+        device=device,
+        dtype=dtype_of(config, device),
+        trust_remote_code=config.trust_remote_code,
+        quantization=config.quantization,
     )
     if config.max_length is not None and config.max_length > lm.max_length:
         raise ConfigError(
@@ -142,7 +148,7 @@ def load_trained(config: AdaptConfig, base: Base) -> Trained:
     adapter = Adapter.attach(lm, settings, config.seed, str(base.folder))
     if base.adapter is not None:
         adapter.load(base.adapter)
-    return Trained.adapters(lm.to(device), adapter)
+    return Trained.adapters(lm if config.quantization else lm.to(device), adapter)
 
 
 def dtype_of(config: AdaptConfig, device: torch.device) -> torch.dtype:

@@ -81,6 +81,10 @@ class ExtractionRows:
         """Return the row that each example is a part of."""
         return [bisect_right(self._ends, example) for example in examples]
 
+    def locate(self, example: int) -> str:
+        """Say in which file and row an example stands."""
+        return self.place.locate(bisect_right(self._ends, example))
+
     def conversation(self, example: int, epoch: int) -> Conversation:
         """Return the question of an example in an epoch, and its answer."""
         row = bisect_right(self._ends, example)
