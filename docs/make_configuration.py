@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from unbroken.base.config import Config, contract_of
+from unbroken.tasks.adapt.config import FULL_RATE, LORA_RATE, AdaptConfig, LoraConfig
+from unbroken.tasks.adapt.extraction.config import ExtractionConfig
 from unbroken.tasks.classify.config import DEFAULTS, ClassifyConfig
-from unbroken.tasks.common import ELSEWHERE, RunConfig
+from unbroken.tasks.common import RunConfig
 from unbroken.tasks.embed.config import METRICS, OPTIONAL_ROLES, ROLES, EmbedConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -49,6 +51,8 @@ def word(schema: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    if "$ref" in schema:
+        return "keys, see below"
     if schema.get("type") == "object":
         return f"names: {word(schema['additionalProperties'])}"
     limits = [f"{name} {schema[key]:g}" for key, name in LIMITS.items() if key in schema]
@@ -66,6 +70,12 @@ def default(config: type[Config], key: str, schema: dict[str, Any], required: bo
         return f"`{ours}`; `pairs: sampled`: `{theirs}`"
     if required:
         return "required"
+    if config is AdaptConfig and key == "learning_rate":
+        return f"`{LORA_RATE:g}`; `tuning: full`: `{FULL_RATE:g}`"
+    if config is AdaptConfig and key == "greater_is_better":
+        return "`false` for `loss` and `perplexity`, else `true`"
+    if key == "lora":
+        return "those below"
     value = schema.get("default")
     return "none" if value is None else f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
@@ -100,7 +110,9 @@ def render() -> str:
     """Return the whole page."""
     shared = list(RunConfig.model_fields)
     own, few = ([key for key in kind.model_fields if key not in shared] for kind in (EmbedConfig, ClassifyConfig))
-    elsewhere = [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(ELSEWHERE.items())]
+    adapt = [key for key in AdaptConfig.model_fields if key not in {*shared, *own} - {"columns", "batch_size"}]
+    adapt += ["learning_rate", "greater_is_better"]
+    elsewhere = [f"| `{theirs}` | `{ours}` |" for theirs, ours in sorted(AdaptConfig.ELSEWHERE.items())]
     parts = [
         HEAD.strip(),
         "## Every run",
@@ -112,8 +124,15 @@ def render() -> str:
         "## `task: classify`",
         "Two values, `[a, b]`, are one for each phase. Defaults differ where batches are of pairs.",
         table(["task", *few], ClassifyConfig),
+        "## `task: adapt`",
+        "Also the keys of steps and learning rate that `embed` has.",
+        table(["task", *adapt], AdaptConfig),
+        "### `lora:`",
+        table(list(LoraConfig.model_fields), LoraConfig),
+        "### `extraction:`",
+        table(list(ExtractionConfig.model_fields), ExtractionConfig),
         "## Names from elsewhere",
-        "These are not understood, but the error points to ours:",
+        "These are not understood, but the error points to ours, where the task has it:",
         "\n".join(["| elsewhere | here |", "|---|---|", *elsewhere]),
         "`batch_size` is the whole batch of a step. `micro_batch_size` is the part of it in memory at once. So\n"
         "`per_device_train_batch_size: 8` with `gradient_accumulation_steps: 4` is `batch_size: 32` with\n"

@@ -1,7 +1,8 @@
 """The code on the pages people read runs: every ```python block, in order, one namespace a page.
 
 A block that cannot run here (a GPU, a hub) is fenced as ```py. Each page runs in a folder of its own that has a small
-model at `path/to/minilm` and rows in `train.jsonl` and `test.jsonl`; what else a page needs, its blocks make.
+encoder at `path/to/minilm`, a small language model at `path/to/causal`, and rows in `train.jsonl` and `test.jsonl`; what
+else a page needs, its blocks make.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import make_model_folder, make_rows
+from tests.tiny_causal import make_causal_folder
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python *\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -34,6 +36,7 @@ PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_model_folder(tmp_path / "path" / "to" / "minilm")
+    make_causal_folder(tmp_path / "path" / "to" / "causal")
     for name, rows in (("train.jsonl", make_rows(60)), ("test.jsonl", make_rows(20, seed=1))):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

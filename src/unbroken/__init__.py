@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from unbroken.bridges.estimator import Classifier
     from unbroken.models.encoder import Encoder
+    from unbroken.tasks.adapt.config import AdaptConfig
     from unbroken.tasks.classify.config import ClassifyConfig
     from unbroken.tasks.classify.report import report
     from unbroken.tasks.embed.config import EmbedConfig
@@ -19,11 +20,23 @@ if TYPE_CHECKING:
     from unbroken.tasks.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "ClassifyConfig", "EmbedConfig", "Encoder", "Loop", "__version__", "fork", "report", "train"]
+__all__ = [
+    "AdaptConfig",
+    "Classifier",
+    "ClassifyConfig",
+    "EmbedConfig",
+    "Encoder",
+    "Loop",
+    "__version__",
+    "fork",
+    "report",
+    "train",
+]
 
 _HOMES = {
     "Classifier": "unbroken.bridges.estimator",
     "ClassifyConfig": "unbroken.tasks.classify.config",
+    "AdaptConfig": "unbroken.tasks.adapt.config",
     "EmbedConfig": "unbroken.tasks.embed.config",
     "Encoder": "unbroken.models.encoder",
     "Loop": "unbroken.tasks.loop",

@@ -110,7 +110,7 @@ def explain(
     origin = origins.get(root) or next(iter(origins.values()), "")
     place = f"{origin}: " if origin else ""
     if details["type"] == "extra_forbidden":
-        hint = cls.ELSEWHERE.get(path) or closest(path, cls.model_fields)
+        hint = known_key(cls, path)
         known = f"did you mean '{hint}'?" if hint else "run `unbroken schema` for the list of keys"
         return ConfigError(f"{place}unknown key '{path}'", next_step=known)
     meaning = cls.model_fields[root].description if root in cls.model_fields else None
@@ -127,6 +127,16 @@ def explain(
     near = closest(str(details["input"]), re.findall(r"'([^']*)'", expected))
     advice = f"did you mean '{near}'?" if near else f"correct it in {origin}" if Path(origin).suffix else "correct it"
     return ConfigError(what, why=f"it should be {expected}{remark}", next_step=advice)
+
+
+def known_key(cls: type[Config], path: str) -> str | None:
+    """Return the key that an unknown one was probably meant to be: another program's, or misspelt; None if neither."""
+    root, _, inside = path.partition(".")
+    below = nested(cls, root) if inside and root in cls.model_fields else None
+    if below is None:
+        return cls.ELSEWHERE.get(path) or closest(path, cls.model_fields)
+    found = known_key(below, inside)
+    return f"{root}.{found}" if found else None
 
 
 def place_of(details: ErrorDetails, values: Mapping[str, Any]) -> str:

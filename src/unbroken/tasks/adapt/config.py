@@ -26,12 +26,12 @@ ADAPT_ELSEWHERE = {
     "cutoff_len": "max_length",
     "finetuning_type": "tuning",
     "generation_max_length": "max_new_tokens",
-    "lora_alpha": "lora",
-    "lora_dropout": "lora",
-    "lora_r": "lora",
-    "lora_rank": "lora",
-    "lora_target": "lora",
-    "lora_target_modules": "lora",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
     "load_in_4bit": "quantization",
     "load_in_8bit": "quantization",
     "max_source_length": "max_length",
@@ -39,8 +39,8 @@ ADAPT_ELSEWHERE = {
     "neft_alpha": "neftune_noise_alpha",
     "neftune_alpha": "neftune_noise_alpha",
     "peft_config": "lora",
-    "split_num": "extraction",
-    "target_modules": "lora",
+    "split_num": "extraction.types_per_prompt",
+    "target_modules": "lora.target_modules",
     "train_file": "train_data",
     "train_on_prompt": "loss_on",
     "valid_file": "eval_data",
@@ -49,6 +49,15 @@ ADAPT_ELSEWHERE = {
 
 class LoraConfig(Config):
     """Low-rank adapters, as PEFT's `LoraConfig` has them (Hu et al. 2021, arXiv 2106.09685)."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "lora_r": "r",
+        "lora_rank": "r",
+        "rank": "r",
+        "target": "target_modules",
+    }
 
     r: int = identity(16, gt=0, description="rank of the update")
     alpha: float = identity(32.0, gt=0, description="the update is scaled by alpha / r")
