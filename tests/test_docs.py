@@ -1,8 +1,8 @@
 """The code on the pages people read runs: every ```python block, in order, one namespace a page.
 
 A block that cannot run here (a GPU, a hub) is fenced as ```py. Each page runs in a folder of its own that has a small
-encoder at `path/to/minilm`, a small language model at `path/to/causal`, and rows in `train.jsonl` and `test.jsonl`; what
-else a page needs, its blocks make.
+encoder at `path/to/minilm`, a small language model at `path/to/causal`, and rows in `train.jsonl` and `test.jsonl`;
+what else a page needs, its blocks make.
 """
 
 from __future__ import annotations
