@@ -26,7 +26,8 @@ TYPES = [f"type {number:02}" for number in range(15)]
 
 
 def config(kind: str = "ner", **values: Any) -> ExtractionConfig:
-    return ExtractionConfig.from_values({"kind": kind, **values})
+    """As DeepKE has it: types that do not occur are listed with nothing."""
+    return ExtractionConfig.from_values({"kind": kind, "absent": "listed", **values})
 
 
 def labelled(count: int = 20) -> list[dict[str, Any]]:
@@ -378,3 +379,30 @@ def test_a_bad_configuration_is_named(values: dict[str, Any], message: str) -> N
 def test_a_bad_schema_is_named(kind: str, values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExtractionRows([{"text": "a", "entities": [], "relations": [], "events": []}], config(kind, **values))
+
+
+def test_an_answer_leaves_out_what_does_not_occur_unless_it_is_to_list_it() -> None:
+    data = [{"text": "Ada in Rome", "entities": [{"type": "city", "text": "Rome"}]}, {"text": "no one", "entities": []}]
+    rows = ExtractionRows(data, config(schema=["person", "city", "year"], absent="left_out"))
+    assert [json.loads(rows.conversation(row, 0)[-1].content) for row in range(2)] == [{"city": ["Rome"]}, {}]
+    assert "leave out what does not occur" in rows.conversation(0, 0)[0].content
+    listed = ExtractionRows(data, config(schema=["person", "city", "year"]))
+    assert json.loads(listed.conversation(1, 0)[-1].content) == {"person": [], "city": [], "year": []}
+    assert "empty list" in listed.conversation(0, 0)[0].content
+
+
+def test_a_question_asks_for_many_types_where_answers_leave_out() -> None:
+    rows = ExtractionRows(labelled(), config(schema=TYPES, absent="left_out"))
+    assert rows.num_examples == 20
+    assert len(rows.prompts(0)) == 1
+    assert config(absent="left_out", types_per_prompt=6).at_once == 6
+
+
+def test_both_forms_of_an_answer_say_the_same_of_what_occurs() -> None:
+    both = [
+        ExtractionRows(labelled(), config(schema=TYPES, types_per_prompt=None, absent=how))
+        for how in ("listed", "left_out")
+    ]
+    for row in range(20):
+        whole, short = (json.loads(rows.conversation(row, 0)[-1].content) for rows in both)
+        assert short == {name: found for name, found in whole.items() if found}

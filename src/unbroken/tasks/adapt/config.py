@@ -180,7 +180,11 @@ class AdaptConfig(TrainingConfig):
         }
         if self.extraction is not None:
             schema = self.extraction.schema  # of a file the content counts, which the data's digest has
-            values["extraction"] = plain(self.extraction) | {"schema": None if isinstance(schema, str) else schema}
+            values["extraction"] = plain(self.extraction) | {
+                "schema": None if isinstance(schema, str) else schema,
+                "types_per_prompt": self.extraction.at_once,
+                "negatives": self.extraction.share_of_absent,
+            }
         if self.load_best_model_at_end:
             values |= {key: getattr(self, key) for key in MEASURING_KEYS}
         return values

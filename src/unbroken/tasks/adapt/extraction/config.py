@@ -16,8 +16,14 @@ Style = Literal["json", "text"]
 Format = Literal["auto", "spans", "deepke", "conll"]
 SchemaValue = list[str] | dict[str, list[str] | list[list[str]]] | str
 
+Absent = Literal["left_out", "listed"]
+
 # DeepKE's recommendations (`split_num`); for spo, which it does not list, that of re.
 TYPES_PER_PROMPT: dict[Kind, int] = {"ner": 6, "re": 4, "spo": 4, "ee": 4, "eet": 4, "eea": 4, "kg": 1}
+
+# Where an answer holds only what occurs, a question may ask for many types: the schema is short beside the answers to
+# several questions, and a row is read once.
+MANY_TYPES = 50
 
 with warnings.catch_warnings():
     # `schema` is the word users know. It hides a deprecated method of pydantic's that nothing here calls.
@@ -41,7 +47,11 @@ with warnings.catch_warnings():
         )
         names: dict[str, str] = identity({}, description="type -> phrase that stands for it in prompts and answers")
         types_per_prompt: Annotated[int, Field(gt=0)] | Literal["auto"] | None = identity(
-            "auto", description="types asked for at once; null: all; auto: ner 6, kg 1, others 4"
+            "auto",
+            description="types asked for at once; null: all; auto: 50, or with absent: listed ner 6, kg 1, others 4",
+        )
+        absent: Absent = identity(
+            "left_out", description="what an answer says of types that do not occur: left_out, or listed with nothing"
         )
         negatives: Annotated[float, Field(ge=0, le=1)] | Literal["all"] | None = identity(
             "all", description="share of the types absent from a row that are asked for too; null is all"
@@ -71,7 +81,9 @@ with warnings.catch_warnings():
         @property
         def at_once(self) -> int | None:
             """How many types a prompt asks for, None for all."""
-            return TYPES_PER_PROMPT[self.kind] if self.types_per_prompt == "auto" else self.types_per_prompt
+            if self.types_per_prompt != "auto":
+                return self.types_per_prompt
+            return TYPES_PER_PROMPT[self.kind] if self.absent == "listed" else MANY_TYPES
 
         @property
         def share_of_absent(self) -> float:

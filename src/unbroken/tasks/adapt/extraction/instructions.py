@@ -68,6 +68,10 @@ NOTHING: dict[str, tuple[str, ...]] = {
     "en": ("; what does not occur has an empty {empty}.", ". Where there is none, write an empty {empty}."),
     "zh": ("；没有出现的给出空{empty}。", "。如果没有，就写空{empty}。"),
 }
+LEFT_OUT: dict[str, tuple[str, ...]] = {
+    "en": ("; leave out what does not occur.", ". Types that do not occur are not in it."),
+    "zh": ("；没有出现的不写。", "。答案中不含没有出现的类型。"),
+}
 EMPTY: dict[str, dict[bool, str]] = {"en": {False: "list", True: "object"}, "zh": {False: "列表", True: "对象"}}
 MOST_PHRASINGS = 8  # every task in every way of saying what nothing looks like
 
@@ -76,12 +80,16 @@ def instructions(config: Any) -> tuple[str, ...]:
     """Return the wordings an `ExtractionConfig` asks for; the first is the one that evaluation and prediction use."""
     if isinstance(config.phrasings, list):
         return tuple(config.phrasings)
-    return tuple(wording(config.kind, config.language, number) for number in range(config.phrasings))
+    listed = config.absent == "listed"
+    return tuple(wording(config.kind, config.language, number, listed) for number in range(config.phrasings))
 
 
-def wording(kind: str, language: str, number: int) -> str:
-    """Return one of `MOST_PHRASINGS` wordings; the first few differ in every part."""
-    tasks, endings = TASKS[language], NOTHING[language]
+def wording(kind: str, language: str, number: int, listed: bool = True) -> str:
+    """Return one of `MOST_PHRASINGS` wordings; the first few differ in every part.
+
+    What does not occur is `listed` with nothing, or left out of the answer.
+    """
+    tasks, endings = TASKS[language], NOTHING[language] if listed else LEFT_OUT[language]
     task = tasks[number % len(tasks)].format(things=THINGS[language][kind])
     ending = endings[(number + number // len(tasks)) % len(endings)].format(empty=EMPTY[language][kind == "kg"])
     return task + (" " if language == "en" else "") + SHAPES[language][kind] + ending

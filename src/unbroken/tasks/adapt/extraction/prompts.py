@@ -57,8 +57,11 @@ class Prompts:
         return ", ".join(map(encode, value))
 
 
-def answer(schema: Schema, asked: Iterable[int], annotations: Iterable[Annotation]) -> str:
-    """Return what the model is to say: a JSON object of the asked types in their order, also those with nothing."""
+def answer(schema: Schema, asked: Iterable[int], annotations: Iterable[Annotation], listed: bool = True) -> str:
+    """Return what the model is to say: a JSON object of the asked types in their order.
+
+    Those with nothing are `listed`, or left out.
+    """
     found: dict[str, list[Annotation]] = {}
     for one in annotations:
         found.setdefault(one.type, []).append(one)
@@ -66,7 +69,8 @@ def answer(schema: Schema, asked: Iterable[int], annotations: Iterable[Annotatio
     value = {}
     for place in asked:
         name = schema.types[place]
-        value[schema.phrases[name]] = _shape(schema, name, found[name]) if name in found else nothing
+        if name in found or listed:
+            value[schema.phrases[name]] = _shape(schema, name, found[name]) if name in found else nothing
     return encode(value)
 
 

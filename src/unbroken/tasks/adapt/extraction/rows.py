@@ -93,7 +93,7 @@ class ExtractionRows:
         return (
             *self.system,
             Message("user", self._prompts.question(self.texts[row], asked, self._phrasing(example, epoch))),
-            Message("assistant", answer(self.schema, asked, self.labelled[row])),
+            Message("assistant", answer(self.schema, asked, self.labelled[row], self.config.absent == "listed")),
         )
 
     def prompts(self, row: int) -> list[tuple[tuple[str, ...], Conversation]]:
