@@ -1,0 +1,127 @@
+"""A run of instruction tuning before it starts: keys that disagree, what is looked at, what of a model trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.exact.runs import train
+from tests.tiny_causal import make_causal_folder, make_instructions, make_labelled
+
+from unbroken.base.errors import ConfigError, DataError
+from unbroken.models.causal_folder import adapter_values
+from unbroken.tasks.adapt.config import AdaptConfig
+from unbroken.tasks.adapt.source import find_base, model_bytes, trained_bytes
+from unbroken.tasks.adapt.task import load_trained, prepare
+from unbroken.tasks.check import check
+from unbroken.tasks.request import Request
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_causal_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def values(model: Path | str = "model", **changes: Any) -> dict[str, Any]:
+    return {
+        "task": "adapt",
+        "model": str(model),
+        "output_dir": "run",
+        "train_data": make_instructions(6),
+        "batch_size": 2,
+        "threads": 1,
+    } | changes
+
+
+def config(model: Path | str = "model", **changes: Any) -> AdaptConfig:
+    return AdaptConfig.from_values(values(model, **changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"packing": True}, "packing needs the size of a bin"),
+        ({"quantization": "4bit", "tuning": "full"}, "which cannot be trained"),
+        ({"quantization": "8bit", "device": "cpu"}, "quantization needs CUDA"),
+        ({"extraction": {"kind": "ner"}, "columns": {"input": "text"}}, "extraction names its own"),
+        ({"eval_data": "x.jsonl", "metric_for_best_model": "perplexty"}, "did you mean 'perplexity'"),
+        ({"eval_data": "x.jsonl", "metric_for_best_model": "f1"}, "give one of loss, perplexity"),
+        ({"lora": {"rank": 4}}, r"unknown key 'lora\.rank'; did you mean 'lora\.r'"),
+        ({"lora_alpha": 4}, r"did you mean 'lora\.alpha'"),
+        ({"lora": {"target_modules": []}}, "name at least one layer, or give all-linear"),
+        ({"extraction": {"kind": "ner", "split_num": 4}}, r"unknown key 'extraction\.split_num'"),
+        ({"cutoff_len": 512}, "did you mean 'max_length'"),
+    ],
+)
+def test_keys_that_disagree_are_named(change: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config(**change)
+
+
+def test_defaults_hang_on_what_is_tuned_and_measured() -> None:
+    assert config().learning_rate == 2e-4
+    assert config(tuning="full").learning_rate == 2e-5
+    assert config(tuning="full", learning_rate=1e-3).learning_rate == 1e-3
+    assert (config().best_metric, config().greater_is_better) == ("loss", False)
+    extracting = config(extraction={"kind": "ner"})
+    assert (extracting.best_metric, extracting.greater_is_better) == ("f1", True)
+    assert config(extraction={"kind": "ner"}, metric_for_best_model="loss").greater_is_better is False
+    assert config(lora={"target_modules": ["v_proj", "q_proj", "v_proj"]}).lora.target_modules == ["q_proj", "v_proj"]
+
+
+def test_the_same_meaning_is_the_same_contract() -> None:
+    by_default = config(extraction={"kind": "ner"}).resolved_identity()
+    spelt_out = config(extraction={"kind": "ner", "types_per_prompt": 50, "negatives": 1.0}).resolved_identity()
+    assert by_default == spelt_out
+    assert config(tuning="full").resolved_identity()["lora"] is None
+    assert config(lora={"r": 4}).resolved_identity() != config(lora={"r": 8}).resolved_identity()
+
+
+def test_what_trains_is_told_from_the_weights_shapes(model: Path) -> None:
+    for asked in (config(model, device="cpu"), config(model, tuning="full", device="cpu")):
+        trained = load_trained(asked, find_base(asked))
+        numbers = sum(p.numel() for module in trained.modules.values() for p in module.parameters())
+        assert trained_bytes(find_base(asked), asked) == 4 * numbers
+    assert model_bytes(find_base(asked)) == trained_bytes(find_base(asked), asked)
+
+
+def test_check_shows_what_would_be_trained_and_writes_nothing(model: Path, tmp_path: Path) -> None:
+    asked = values(
+        model,
+        output_dir=str(tmp_path / "run"),
+        train_data=make_labelled(9),
+        eval_data=make_labelled(9)[4:6],
+        extraction={"kind": "ner"},
+        max_length=240,
+    )
+    found = check(Request(asked), time_steps=True)
+    assert not found.problems
+    sections = {section.title: section for section in found.sections}
+    assert sections["data"].values["types"] == "place, thing"
+    assert "<|im_start|>assistant" in sections["data"].values["first_example"]
+    assert 0 < sections["model"].values["trained_parameters"] < sections["model"].values["parameters"]
+    assert sections["lengths"].values["tokens"]["cut_examples"] == 0
+    assert sections["leakage"].values["rows_in_train_data"] == 2
+    assert sections["memory"].values["frozen_weights_bytes"] == model_bytes(find_base(config(model)))
+    assert sections["time"].values["tokens_per_second"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_answer_that_max_length_cuts_off_whole_is_refused_with_its_row(model: Path) -> None:
+    with pytest.raises(DataError, match=r"row 1: max_length 8 keeps none of the answer"):
+        prepare(config(model, max_length=8), None)
+
+
+def test_a_run_goes_on_from_an_adapter_with_the_same_function(model: Path, tmp_path: Path) -> None:
+    first = values(model, lora={"r": 4, "alpha": 8}, max_steps=2)
+    train(first, tmp_path / "first")
+    folder = tmp_path / "first" / "model"
+    second = values(folder, lora={"r": 4, "alpha": 8}, max_steps=2)
+    assert train(second, tmp_path / "second").finished
+    assert adapter_values(tmp_path / "second" / "model")["base_model_name_or_path"] == str(model)
+    with pytest.raises(ConfigError, match=r"lora\.alpha: 16.* is asked for, and the adapter .* was trained with 8"):
+        train(values(folder, lora={"r": 4, "alpha": 16}), tmp_path / "third")
+    with pytest.raises(ConfigError, match="is an adapter, and tuning: full trains a whole model"):
+        train(values(folder, tuning="full"), tmp_path / "third")
+    assert not (tmp_path / "third").exists()
