@@ -9,11 +9,12 @@ def schema(task: str = "embed") -> int:
     **Examples**
 
         unbroken schema embed > embed.schema.json
+        unbroken schema adapt > adapt.schema.json
 
     Parameters
     ----------
     task
-        embed.
+        embed, classify or adapt.
     """
     import json
 
