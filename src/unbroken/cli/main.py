@@ -48,7 +48,8 @@ VERBS = {
         "Say what a classification run came to, beside baselines, and where it errs.",
     ),
     "encode": ("unbroken.cli.encode:encode", "Turn texts into embeddings."),
-    "predict": ("unbroken.cli.predict:predict", "Classify texts with a trained classifier."),
+    "predict": ("unbroken.cli.predict:predict", "Classify texts, or have a language model answer."),
+    "export": ("unbroken.cli.export:export", "Write an adapted language model as a folder of its own."),
     "schema": ("unbroken.cli.schema:schema", "Print the JSON schema of a task's configuration."),
     "demo": ("unbroken.cli.demo:demo", "Train, be killed, continue, and prove it made no difference."),
 }

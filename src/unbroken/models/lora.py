@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.seeds import MASK_32, derive
-from unbroken.models.causal import CausalLM
+from unbroken.models.causal import CausalLM, tied_names
 from unbroken.models.causal_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_values
-from unbroken.models.folder import TOKENIZER_FILES
+from unbroken.models.folder import INDEX_FILE, TOKENIZER_FILES, render
 from unbroken.models.lora_layer import quicken
 from unbroken.models.weights import read_file
 from unbroken.step.generators import seeded
@@ -145,12 +145,12 @@ class Adapter:
                 parameter.copy_(stored[key])
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of the base with the adapter in them, named as `CausalLM.layout` takes them.
+        """Yield the tensors of the base with the adapter in them, named as `merged_layout` takes them.
 
         The live model is as before when the next one is asked for; one layer's copy is in memory at a time.
         """
         modules: dict[str, Any] = dict(self.lm.model.named_modules())
-        for name in self.lm._places:
+        for name in [*self.lm._places, *self.untied]:
             owner, _, last = name.removeprefix("model.").rpartition(".")
             module = modules[owner]
             if isinstance(module, LoraLayer):
@@ -159,6 +159,34 @@ class Adapter:
                 yield name, module.modules_to_save[NAME].get_parameter(last).detach()
             else:
                 yield name, module.state_dict()[last]
+
+    @property
+    def untied(self) -> dict[str, str]:
+        """The tensors that are others under another name in the base, and no longer are with the adapter in them."""
+        modules: dict[str, Any] = dict(self.lm.model.named_modules())
+        wrapped = (LoraLayer, AuxiliaryTrainingWrapper)
+        return {
+            f"model.{one}": f"model.{other}"
+            for one, other in tied_names(self.lm.model).items()
+            if any(isinstance(modules[name.rpartition(".")[0]], wrapped) for name in (one, other))
+        }
+
+    def merged_layout(self, name: str) -> tuple[str, str]:
+        """Return where a tensor of `merged` belongs: (file relative to the model folder, key in it)."""
+        if name in self.untied:
+            return self.lm.layout(self.untied[name])[0], name.removeprefix("model.")
+        return self.lm.layout(name)
+
+    def merged_documents(self) -> dict[str, bytes]:
+        """Return every file of the merged model's folder that is not weights."""
+        documents = self.lm.documents()
+        if self.untied:
+            documents["config.json"] = render(json.loads(documents["config.json"]) | {"tie_word_embeddings": False})
+        if self.untied and INDEX_FILE in documents:
+            index = json.loads(documents[INDEX_FILE])
+            index["weight_map"] |= {key: file for file, key in map(self.merged_layout, self.untied)}
+            documents[INDEX_FILE] = render(index)
+        return documents
 
 
 def merged_tensor(layer: Any, name: str) -> Tensor:

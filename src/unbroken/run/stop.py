@@ -31,10 +31,11 @@ class StopRequest:
     """Whether someone asked the run to end, and who.
 
     The first signal asks: a step in progress is finished and committed, what changes nothing is left. A second one
-    ends the process at once, which loses nothing that was committed.
+    ends the process at once, which loses nothing that was committed. `promise` says what the first one brings about.
     """
 
     def __init__(self, deadline: Deadline | None = None) -> None:
+        self.promise = "a step in progress is finished and committed"
         self.signal: signal.Signals | None = None
         self.reason: str = ""
         self._deadline = deadline
@@ -126,7 +127,7 @@ class StopRequest:
         elif self.signal is None:
             self.signal, self._asked_at = received, time.monotonic()
             self.ask(f"signal {received.name}")
-            say(f"{received.name}: stopping; a step in progress is finished and committed; once more ends at once")
+            say(f"{received.name}: stopping; {self.promise}; once more ends at once")
         elif not self._is_echo(received):
             say(f"{received.name}: ended at once; what was committed stands")
             os._exit(code_of(received))

@@ -79,7 +79,8 @@ class Terminal:
                 span = f"steps ({first} to {last})" if count > 1 else f"step ({first})"
                 self._say(f"replayed {count} {span}: identical to the bit")
             case Evaluated(step, metrics):
-                shown = {name: metrics[name] for name in SHOWN_METRICS if name in metrics} or metrics
+                shown = {name: metrics[name] for name in SHOWN_METRICS if name in metrics}
+                shown = shown or {name: value for name, value in metrics.items() if "/" not in name}
                 self._say(f"evaluation after step {step}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             case Notice(text):
                 self._say(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from unbroken.base.errors import ConfigError
 from unbroken.models.chat import ChatFormat
 from unbroken.plan.packing import Bins, Packed, fill_bins
 from unbroken.plan.plan import Draws, Plan
+from unbroken.tasks.adapt.asking import Asking
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
 from unbroken.tasks.adapt.encoding import encoded, lengths_of
@@ -114,7 +115,9 @@ def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
         chunk_size = config.micro_batch_size or config.batch_size
         encoding = Encoding(rows, chat, config, chunk_size, bins)
         plan = course_over(config, rows.num_examples, None if bins is None else len(bins), bins)
-        return build_job(config, trained, encoding, plan, evaluation_of(inputs, on_progress))
+        asking = Asking(config, rows.schema if isinstance(rows, ExtractionRows) else None)
+        told = replace(trained, documents=lambda: {**trained.documents(), **asking.documents()})
+        return build_job(config, told, encoding, plan, evaluation_of(inputs, on_progress))
 
     return build
 
@@ -163,10 +166,14 @@ def dtype_of(config: AdaptConfig, device: torch.device) -> torch.dtype:
 
 def evaluation_of(inputs: Inputs, on_progress: Progress) -> Any:
     """Return what measures a model on the held-out rows, None without any."""
-    if inputs.eval_rows is None:
+    rows, config = inputs.eval_rows, inputs.config
+    if rows is None:
         return None
     from unbroken.tasks.adapt.batches import Encoding
     from unbroken.tasks.adapt.evaluation import Evaluation
+    from unbroken.tasks.adapt.extracting import Extracting
 
-    encoding = Encoding(inputs.eval_rows, inputs.chat, inputs.config, chunk_size=1)
-    return Evaluation(encoding, inputs.config)
+    extract = None
+    if isinstance(rows, ExtractionRows):
+        extract = Extracting(rows, inputs.chat, config.max_new_tokens, config.eval_rows, on_progress)
+    return Evaluation(Encoding(rows, inputs.chat, config, chunk_size=1), config, extract)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.models.folder import resolve
 from unbroken.plan.formats import ColumnMissingError
-from unbroken.plan.source import CORRECT, Table, read_blocks
+from unbroken.plan.source import read_blocks
 from unbroken.run.preflight import require_output
 from unbroken.store.files import replace_with
 from unbroken.store.layout import UNFINISHED_MODEL
 from unbroken.store.run import read_run
 from unbroken.tasks.base_model import require_weights
 from unbroken.tasks.origin import enclosing_run, resolve_model
+from unbroken.tasks.rendering import rendered
 
 if TYPE_CHECKING:  # both bring torch
     from torch import Tensor
@@ -211,24 +211,6 @@ def predictions(classifier: TextClassifier, texts: Sequence[str], proba: bool) -
         if proba:
             prediction["probabilities"] = dict(zip(map(str, names), row, strict=True))
         yield prediction
-
-
-def rendered(table: Table, values: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return one line of JSON a value; dates and the like as text. Raises `DataError` for NaN, which JSON lacks."""
-    lines = []
-    for row, value in enumerate(values):
-        try:
-            lines.append(as_json(value).encode())
-        except UnicodeEncodeError:  # half a surrogate pair in another column
-            lines.append(as_json(value, ascii_only=True).encode())
-        except ValueError as failure:
-            raise DataError(f"{table.locate(row)}: {failure}", next_step=CORRECT) from None
-    return b"".join(line + b"\n" for line in lines)
-
-
-def as_json(value: Any, ascii_only: bool = False) -> str:
-    """Return JSON of anything but NaN and infinities."""
-    return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, default=str)
 
 
 def require_replaceable(folder: Path) -> None:
