@@ -14,6 +14,7 @@ from unbroken.tasks.common import ELSEWHERE, TrainingConfig
 
 LOSS_METRICS = ("loss", "perplexity")
 LOWER_IS_BETTER = {*LOSS_METRICS, "unreadable"}
+EXTRACTED_ROWS = 100  # an answer takes as long as some training steps
 LORA_RATE, FULL_RATE = 2e-4, 2e-5
 # Where what a file says is measured, these decide what is found.
 MEASURING_KEYS = ("eval_rows", "max_new_tokens")
@@ -120,7 +121,9 @@ class AdaptConfig(TrainingConfig):
     learning_rate: float = identity(
         LORA_RATE, gt=0, description=f"peak learning rate; with tuning: full, {FULL_RATE:g} by default"
     )
-    eval_rows: int | None = operational(100, gt=0, description="rows of eval_data generated for, the first; null: all")
+    eval_rows: int | None = operational(
+        None, gt=0, description="rows of eval_data measured, spread evenly; default: all, with extraction 100"
+    )
     max_new_tokens: int = operational(256, gt=0, description="longest answer generated")
 
     @model_validator(mode="before")
@@ -131,7 +134,8 @@ class AdaptConfig(TrainingConfig):
         main = "f1" if values.get("extraction") else LOSS_METRICS[0]
         better = (values.get("metric_for_best_model") or main) not in LOWER_IS_BETTER
         rate = FULL_RATE if values.get("tuning") == "full" else LORA_RATE
-        return {"greater_is_better": better, "learning_rate": rate} | values
+        measured = EXTRACTED_ROWS if values.get("extraction") else None
+        return {"greater_is_better": better, "learning_rate": rate, "eval_rows": measured} | values
 
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:

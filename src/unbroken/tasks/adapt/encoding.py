@@ -51,3 +51,9 @@ def encoded(rows: Rows, chat: ChatFormat, config: AdaptConfig, example: int, epo
             next_step="set a larger max_length, shorten the row, or leave it out",
         )
     return tokens
+
+
+def spread(total: int, count: int | None) -> list[int]:
+    """Return `count` of so many numbers, spread evenly, or all of them: files are often sorted."""
+    count = total if count is None else min(count, total)
+    return [place * total // count for place in range(count)]

@@ -14,14 +14,14 @@ from unbroken.base.stopping import poll
 from unbroken.models.causal import CausalLM
 from unbroken.tasks.adapt.batches import Chunk, Encoding
 from unbroken.tasks.adapt.config import AdaptConfig
-from unbroken.tasks.adapt.encoding import encoded
+from unbroken.tasks.adapt.encoding import encoded, spread
 
 TOKENS_AT_ONCE = 2048
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Measures a model on fixed rows, of which every example is taken as the first epoch has it.
+    """Measures a model on fixed rows, `eval_rows` of them, each taken as the first epoch has it.
 
     `extract`, where there is something to extract, gives what generated answers are worth.
     """
@@ -60,11 +60,10 @@ class Evaluation:
         return {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
 
     def _chunks(self) -> list[Chunk]:
-        """Return all examples in chunks of about as many tokens, those of like length together."""
+        """Return the examples measured in chunks of about as many tokens, those of like length together."""
         encoding = self.encoding
-        texts = [
-            encoded(encoding.rows, encoding.chat, self.config, example) for example in range(encoding.rows.num_examples)
-        ]
+        chosen = spread(encoding.rows.num_examples, self.config.eval_rows)
+        texts = [encoded(encoding.rows, encoding.chat, self.config, example) for example in chosen]
         texts.sort(key=lambda text: len(text.ids))
         ends = np.cumsum([len(text.ids) for text in texts]) // TOKENS_AT_ONCE
         cuts = np.flatnonzero(np.diff(ends)) + 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from unbroken.tasks.adapt.encoding import spread
 from unbroken.tasks.adapt.extraction.replies import Extraction, extracted
 from unbroken.tasks.adapt.extraction.rows import ExtractionRows
 from unbroken.tasks.adapt.extraction.scores import Scores
@@ -22,7 +23,7 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True)
 class Extracting:
-    """Scores a model by what it extracts from the first `num_rows` of a labelled source, from all if that is None."""
+    """Scores a model by what it extracts from `num_rows` rows of a labelled source, from all if that is None."""
 
     rows: ExtractionRows
     chat: ChatFormat
@@ -36,7 +37,8 @@ class Extracting:
         The model and all random generators are left as they were.
         """
         rows = self.rows
-        questions = [rows.prompts(row) for row in range(self.count)]
+        chosen = spread(rows.num_rows, self.num_rows)
+        questions = [rows.prompts(row) for row in chosen]
         asked = [conversation for some in questions for _, conversation in some]
         done = 0
 
@@ -47,18 +49,14 @@ class Extracting:
 
         replies = iter(answers(lm, self.chat, asked, self.max_new_tokens, advance))
         found = Scores(rows.config.kind, rows.schema.types)
-        for text, labels, some in zip(rows.texts, rows.labelled, questions, strict=False):
-            found.add(text, labels, extraction_of(text, rows, some, list(islice(replies, len(some)))))
+        for row, some in zip(chosen, questions, strict=True):
+            text = rows.texts[row]
+            found.add(text, rows.labelled[row], extraction_of(text, rows, some, list(islice(replies, len(some)))))
         return found
 
     def __call__(self, lm: CausalLM) -> dict[str, float]:
         """Return the scores by name, f1 first."""
         return figures(self.scores(lm))
-
-    @property
-    def count(self) -> int:
-        """The number of rows that are scored."""
-        return self.rows.num_rows if self.num_rows is None else min(self.num_rows, self.rows.num_rows)
 
 
 def figures(scores: Scores) -> dict[str, float]:
