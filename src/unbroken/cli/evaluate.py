@@ -56,7 +56,7 @@ def evaluate(
     like
         Of a language model: ask it as another one is, a run, its model folder, or the configuration of a run.
     rows
-        Of a language model: extract from so many rows, spread evenly. Default: all of DATA, the run's eval_rows of its own.
+        Of a language model: so many rows, spread evenly. Default: all of DATA, the run's eval_rows of its own.
     json
         Print one flat JSON object, without tables.
     """

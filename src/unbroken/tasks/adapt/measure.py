@@ -10,7 +10,7 @@ from unbroken.base.errors import ConfigError
 from unbroken.models.chat import ChatFormat
 from unbroken.tasks.adapt.asking import asking_of
 from unbroken.tasks.adapt.extracting import Extracting, Progress, figures
-from unbroken.tasks.adapt.extraction.rows import ExtractionRows
+from unbroken.tasks.adapt.extraction.rows import HELD_OUT_SEED, ExtractionRows
 from unbroken.tasks.adapt.instructions import InstructionRows
 from unbroken.tasks.adapt.use import Found
 from unbroken.tasks.request import ROWS_IN_MEMORY
@@ -38,7 +38,7 @@ def measure(
 ) -> Measured:
     """Return the metrics of a model on rows with answers or labels: those of `data`, or of the run's own eval_data.
 
-    With something to extract, from the first `num_rows`: of `data` all if that is None, else as many as the run does.
+    `num_rows` of them, spread evenly: of `data` all if that is None, else as many as the run does.
     `like` says how the model is asked, if not as it was trained. Raises `ConfigError` and `DataError`.
     """
     asking = asking_of(model, like)
@@ -53,7 +53,7 @@ def measure(
     extracted: ExtractionRows | None = None
     if config.extraction is not None:
         extracted = ExtractionRows(
-            data, config.extraction, seed=config.seed, schema=asking.schema, system_prompt=config.system_prompt
+            data, config.extraction, seed=HELD_OUT_SEED, schema=asking.schema, system_prompt=config.system_prompt
         )
     rows = extracted or InstructionRows(data, config)
     found = Found.of(model)
@@ -65,5 +65,6 @@ def measure(
     scores = None
     if extracted is not None:
         scores = Extracting(extracted, chat, config.max_new_tokens, num_rows, on_progress).scores(lm)
+    config = config.model_copy(update={"eval_rows": num_rows})
     loss = Evaluation(Encoding(rows, chat, config, chunk_size=1), config).measure(lm)
     return Measured(loss if scores is None else figures(scores) | loss, scores)

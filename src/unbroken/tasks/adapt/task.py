@@ -16,7 +16,7 @@ from unbroken.tasks.adapt.asking import Asking
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
 from unbroken.tasks.adapt.encoding import encoded, lengths_of
-from unbroken.tasks.adapt.extraction.rows import ExtractionRows
+from unbroken.tasks.adapt.extraction.rows import HELD_OUT_SEED, ExtractionRows
 from unbroken.tasks.adapt.instructions import InstructionRows
 from unbroken.tasks.adapt.source import Base, adapter_digest, base_digest, find_base, trained_bytes
 from unbroken.tasks.course import Course, course_along
@@ -64,9 +64,8 @@ def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None, cache
     if config.extraction is None:
         return InstructionRows(source, config, cache)
     schema = train.schema if isinstance(train, ExtractionRows) else None
-    return ExtractionRows(
-        source, config.extraction, seed=config.seed, schema=schema, system_prompt=config.system_prompt
-    )
+    seed = config.seed if train is None else HELD_OUT_SEED
+    return ExtractionRows(source, config.extraction, seed=seed, schema=schema, system_prompt=config.system_prompt)
 
 
 def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) -> Prepared:
