@@ -1,6 +1,6 @@
 """Kill real training processes with SIGKILL, phase by phase, until their runs are finished, and compare the results.
 
-    python -m tests.crash.kills --kills 1000 --workers 2 --work FOLDER [--only embed|classify] [--json FILE]
+    python -m tests.crash.kills --kills 1000 --workers 2 --work FOLDER [--only TASK] [--causal FOLDER] [--json FILE]
 
 Each configuration trains once left alone, and once telling where it is (`tests.crash.victim`), which must change
 nothing. Then runs of them are killed one to twenty times each, most kills aimed at a phase, a tenth at any instant of
@@ -9,7 +9,7 @@ holds one line a run; given again, the command goes on after the last. Runs in w
 
 Exits 1 if anything was wrong, or if a control was not found out: a moment of Adam set to zero, another seed, a
 checkpoint taken away; of runs of two phases also a weight of the head changed, and a head fitted to embeddings that an
-earlier process left.
+earlier process left; of adapters also a bit of the frozen model they belong to.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from torch import Tensor
 
 from tests.crash import aiming, oracles
 from tests.crash.aiming import ALONE, STRATA, Aim, Kill, Typical, draw_aim, start
-from tests.crash.settings import KINDS, REAL, Setting, write_settings
+from tests.crash.settings import KINDS, Setting, write_settings
 from unbroken.store import layout
 from unbroken.store.journal import read_records
 
 MOST_KILLS = 20
 UNOBSERVED_SHARE = 0.1
-MINILM_SHARE = 0.06  # of the runs: its processes take several times as long
+SLOW_SHARE = 0.06  # of the runs: real models, whose processes take several times as long
 
 
 @dataclass
@@ -254,6 +254,22 @@ def controls_of_the_head(trained: Golden, fitted: Golden, work: Path) -> dict[st
     return found
 
 
+def controls_of_the_base(golden: Golden, work: Path) -> dict[str, bool]:
+    """Change a bit of the frozen model under an adapter's run, which holds none of it; put it back afterwards."""
+    root, log = work / "control-base", work / "control-base.log"
+    command = arguments(golden.setting, root)
+    begin_and_kill(golden, root, log)
+    weights = work / "inputs" / "tiny-causal" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    refused = start(command, log, None, golden.typical, root)[0]
+    weights.write_bytes(before)
+    went_on = start(command, log, None, golden.typical, root)[0] == 0
+    same = not oracles.compare(oracles.facts(root), golden.facts)
+    shutil.rmtree(root)
+    return {"a bit of the frozen model changed": refused == 4 and went_on and same}
+
+
 LATE = Aim("optimizer", "+", 12, hold=True)  # after the first commit, so that steps follow the second
 
 
@@ -313,17 +329,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--only", choices=KINDS, help="runs of this task; default: of all")
+    parser.add_argument("--causal", type=Path, help="folder of a real language model, for runs of adapt")
     parser.add_argument("--json", type=Path, help="write summary and outcomes to this file")
     options = parser.parse_args()
     options.work = options.work.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     kinds = (options.only,) if options.only else KINDS
-    goldens = [make_golden(setting, options.work) for setting in write_settings(options.work, kinds)]
+    settings = write_settings(options.work, kinds, options.causal and options.causal.resolve())
+    goldens = [make_golden(setting, options.work) for setting in settings]
     found = controls(goldens[0], options.work)
     two = {golden.setting.name: golden for golden in goldens if golden.setting.boundary is not None}
     if two:
         found |= controls_of_the_head(two["trained head"], two["fitted head"], options.work)
+    found |= next((controls_of_the_base(g, options.work) for g in goldens if g.setting.task == "adapt"), {})
     outcomes = kill_runs(goldens, options)
     lines = [*table(outcomes), *(f"control: {name}: {'found out' if ok else 'MISSED'}" for name, ok in found.items())]
     print("\n".join(lines))
@@ -341,12 +360,12 @@ def kill_runs(goldens: list[Golden], options: argparse.Namespace) -> list[Outcom
     outcomes = [Outcome.read(line) for line in record.read_text().splitlines()] if record.exists() else []
     done = {outcome.number for outcome in outcomes}
     numbers = (number for number in itertools.count() if number not in done)
-    slow = [golden for golden in goldens if golden.setting.name.startswith(REAL)]
+    slow = [golden for golden in goldens if golden.setting.slow]
     quick = [golden for golden in goldens if golden not in slow]
 
     def one(number: int) -> Outcome:
         draw = random.Random(f"{options.seed}/{number}")
-        real = draw.random() < MINILM_SHARE and bool(slow)
+        real = draw.random() < SLOW_SHARE and bool(slow)
         golden = draw.choice(slow if real else quick)
         aims = plan_kills(draw, options.most_kills, golden.setting.boundary is not None)
         return carry(golden, number, options.work / f"run-{number:04}", aims)

@@ -20,12 +20,18 @@ import torch
 
 from tests.tiny import make_rows
 from unbroken.base.fingerprint import digest
+from unbroken.models.chat import ChatFormat
 from unbroken.models.classifying import SETTINGS_FILE, read_classifier
 from unbroken.models.encoder import Encoder
+from unbroken.plan.packing import fill_bins
 from unbroken.plan.plan import Draws, Plan
 from unbroken.store import files, layout
 from unbroken.store.journal import read_records
 from unbroken.store.manifest import differences, read_manifest
+from unbroken.tasks.adapt.config import AdaptConfig
+from unbroken.tasks.adapt.encoding import lengths_of
+from unbroken.tasks.adapt.source import base_digest, find_base
+from unbroken.tasks.adapt.task import course_over, read_rows
 from unbroken.tasks.classify.config import ClassifyConfig
 from unbroken.tasks.classify.course import courses_of
 from unbroken.tasks.classify.data import LabelledTexts
@@ -114,6 +120,8 @@ def plan_problems(root: Path) -> list[str]:
     steps = sorted(facts(root).steps.items())
     if config["task"] == "classify":
         return _phase_problems(ClassifyConfig.from_values(config), steps)
+    if config["task"] == "adapt":
+        return _adapt_problems(AdaptConfig.from_values(config), document["contract"], steps)
     count = document["contract"]["data"]["examples"]
     plan = Plan(count, config["batch_size"], config["seed"], config["drop_last"], config["shuffle"])
     return _drawn_problems(plan, steps, 0) + _epoch_problems(plan, steps, count, config["drop_last"])
@@ -132,6 +140,24 @@ def _phase_problems(config: ClassifyConfig, steps: Steps) -> list[str]:
     if config.pairs == "all" and any(len(np.unique(ids)) != len(ids) for ids in batches):
         problems.append("different: a batch repeats an example")
     return problems + _epoch_problems(courses.head, head, len(targets), False, courses.body_steps)
+
+
+def _adapt_problems(config: AdaptConfig, contract: dict[str, Any], steps: Steps) -> list[str]:
+    """The same for instructions, packed or not; the learning rate is that of the step, and the base as it was."""
+    base = find_base(config)
+    rows, bins = read_rows(config.train_data, config), None
+    if config.packing:
+        assert config.max_length is not None
+        chat = ChatFormat.of(base.folder, config.template)
+        bins = fill_bins(lengths_of(rows, chat, config, None), config.max_length)
+    count = rows.num_examples
+    course = course_over(config, count, None if bins is None else len(bins), bins)
+    problems = _drawn_problems(course.plan, steps, 0) + _epoch_problems(course.plan, steps, count, config.drop_last)
+    rates = [number for number, record in steps if record["learning_rate"] != course.rate(number - 1)]
+    problems += [f"different: step {number} is on record with another learning rate" for number in rates]
+    if base_digest(base, None) != contract["model"]["digest"]:
+        problems.append("different: the base model is not what it was")
+    return problems
 
 
 def _drawn_problems(plan: Draws, steps: Steps, before: int) -> list[str]:

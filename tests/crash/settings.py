@@ -13,6 +13,7 @@ import yaml
 
 from tests.conftest import minilm_folder
 from tests.tiny import make_model_folder, make_rows
+from tests.tiny_causal import make_causal_folder, make_instructions, make_labelled
 from unbroken import demo
 
 TINY = {"batch_size": 4, "num_train_epochs": 2.0, "learning_rate": 1e-3, "threads": 1, "seed": 7}
@@ -44,7 +45,38 @@ CLASSIFY: dict[str, dict[str, Any]] = {
     "several labels": {**LABELLED, "train_data": "several.jsonl", "eval_data": None},
     "calibrated": {**LABELLED, "calibrate": True, "samples_per_label": 6, "eval_steps": 6},
 }
-# The real model: a commit is 270 MB, and takes longer than a step.
+# 58 rows again, the last batch of an epoch short; dropout in the adapters, and every step clips.
+TAUGHT = {
+    "task": "adapt",
+    "batch_size": 4,
+    "num_train_epochs": 2.0,
+    "learning_rate": 1e-2,
+    "warmup_ratio": 0.1,
+    "max_grad_norm": 0.1,
+    "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+    "max_new_tokens": 8,
+    "threads": 1,
+    "seed": 7,
+}
+EXTRACTION = {"kind": "ner", "types_per_prompt": 1, "negatives": 0.5, "phrasings": 3}
+LABELLED_TEXT = {"train_data": "labelled-text.jsonl", "eval_data": "held-out-text.jsonl", "extraction": EXTRACTION}
+ADAPT: dict[str, dict[str, Any]] = {
+    "adapters, accumulated": {**TAUGHT, "micro_batch_size": 3, "save_steps": 3, "eval_steps": 5},
+    "adapters, packed": {**TAUGHT, "packing": True, "max_length": 96, "micro_batch_size": 3, "save_steps": 2},
+    "adapters, extraction": {**TAUGHT, **LABELLED_TEXT, "max_steps": 22, "save_steps": 3, "eval_steps": 4},
+    "adapters of magnitudes, noise": {
+        **TAUGHT,
+        "lora": {"r": 2, "dropout": 0.1, "use_dora": True, "modules_to_save": ["lm_head"]},
+        "neftune_noise_alpha": 5.0,
+        "save_steps": 3,
+        "save_total_limit": 3,
+    },
+    "every weight": {**TAUGHT, "tuning": "full", "learning_rate": 1e-3, "weight_decay": 0.1, "save_steps": 3},
+}
+# The real language model: a step takes as long as a start. Its folder is one that a GGUF file was converted into.
+REAL_CAUSAL = "SmolLM2"
+REAL_TAUGHT = {**TAUGHT, "learning_rate": 1e-4, "batch_size": 2, "max_steps": 6, "save_steps": 2}
+# The real encoder: a commit is 270 MB, and takes longer than a step.
 MINILM = {
     "columns": {"anchor": "term", "positive": "gloss"},
     "batch_size": 8,
@@ -57,14 +89,14 @@ MINILM = {
 }
 REAL = "MiniLM"
 REAL_LABELLED = {**LABELLED, "max_steps": 12, "max_length": 16, "body_learning_rate": 1e-4, "eval_steps": 6}
-KINDS = ("embed", "classify")
+KINDS = ("embed", "classify", "adapt")
 
 
 @dataclass(frozen=True)
 class Setting:
     """One configuration; at most `most_lost` steps may have to be made again after a kill, if that is known.
 
-    `boundary` is the number of steps of the first of two phases; None: there is one.
+    `boundary` is the number of steps of the first of two phases; None: there is one. `slow`: it is to be drawn seldom.
     """
 
     name: str
@@ -72,10 +104,14 @@ class Setting:
     most_lost: int | None
     task: str = "embed"
     boundary: int | None = None
+    slow: bool = False
 
 
-def write_settings(work: Path, kinds: Sequence[str] = KINDS[:1]) -> list[Setting]:
-    """Write models, data and configurations of these kinds into `work`; each kind's real model is its last, if any."""
+def write_settings(work: Path, kinds: Sequence[str] = KINDS[:1], causal: Path | None = None) -> list[Setting]:
+    """Write models, data and configurations of these kinds into `work`; each kind's real model is its last, if any.
+
+    `causal` is the folder of a real language model.
+    """
     inputs = write_inputs(work)
     found: list[tuple[str, dict[str, Any]]] = []
     if "embed" in kinds:
@@ -88,6 +124,11 @@ def write_settings(work: Path, kinds: Sequence[str] = KINDS[:1]) -> list[Setting
         found += [(name, placed(inputs, own | values)) for name, values in CLASSIFY.items()]
         if folder := minilm_folder():
             found.append((f"{REAL}, classified", placed(inputs, own | REAL_LABELLED) | {"model": str(folder)}))
+    if "adapt" in kinds:
+        own = {"model": "tiny-causal", "train_data": "instructions.jsonl", "eval_data": "held-out-instructions.jsonl"}
+        found += [(name, placed(inputs, own | values)) for name, values in ADAPT.items()]
+        if causal is not None:
+            found.append((REAL_CAUSAL, placed(inputs, own | REAL_TAUGHT) | {"model": str(causal)}))
     return [write_setting(inputs, name, values) for name, values in found]
 
 
@@ -102,10 +143,13 @@ def write_inputs(work: Path) -> Path:
     inputs = work / "inputs"
     if not inputs.exists():
         make_model_folder(inputs / "tiny")
+        make_causal_folder(inputs / "tiny-causal")
         with gzip.open(demo.test_path(), "rt", encoding="utf-8") as file:
             glosses = [json.loads(line) for line in file][:32]
         rows = {"train": make_rows(58), "eval": make_rows(20, seed=3), "glosses": glosses}
         rows |= {"labelled": labelled(46, 0), "held-out": labelled(20, 3), "several": several(46)}
+        rows |= {"instructions": make_instructions(58), "held-out-instructions": make_instructions(66)[58:]}
+        rows |= {"labelled-text": make_labelled(30), "held-out-text": make_labelled(36)[30:]}
         for name, lines in rows.items():
             (inputs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     return inputs
@@ -143,4 +187,5 @@ def write_setting(inputs: Path, name: str, values: dict[str, Any]) -> Setting:
     # The commit of one interval may be under way, not yet durable, until that of the next one waits for it.
     most_lost = 2 * values["save_steps"] if "save_steps" in values else None
     boundary = values["max_steps"] if values["task"] == "classify" else None
-    return Setting(name, path, most_lost, values["task"], boundary)
+    slow = name.startswith((REAL, REAL_CAUSAL))
+    return Setting(name, path, most_lost, values["task"], boundary, slow)

@@ -140,6 +140,32 @@ def test_killed_around_the_boundary_of_two_phases(tmp_path: Path) -> None:
     assert outcome.restores >= 4
 
 
+# Of an adapter's run, in which a step goes through its chunks one by one: a forward and a backward pass each.
+ADAPTER_AIMS = [Aim("backward", count=9, hold=True), Aim("fsync", count=3, hold=True), Aim("replay", hold=True)]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "adapters, extraction",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapters, packed", "every weight")),
+    ],
+)
+def test_killed_while_a_language_model_is_taught(setting: str, tmp_path: Path) -> None:
+    settings = {each.name: each for each in write_settings(tmp_path, ("adapt",))}
+    taught = make_golden(settings[setting], tmp_path)
+    alone = tmp_path / f"{taught.setting.config.stem}-alone"
+    assert ((alone / "model" / "adapter_config.json").exists()) == (setting != "every weight")
+    outcome = carry(taught, 0, tmp_path / "run", ADAPTER_AIMS)
+    assert outcome.problems == []
+    assert [kill.aimed for kill in outcome.kills] == [aim.stratum for aim in ADAPTER_AIMS]
+    assert outcome.replayed > 0
+    append(alone, kind="step", n=len(taught.facts.steps), ids="", learning_rate=1.0)
+    assert re.search("other examples.*another learning rate", " ".join(oracles.plan_problems(alone)))
+    flip(tmp_path / "inputs" / "tiny-causal" / "model.safetensors")
+    assert "base model is not what it was" in " ".join(oracles.plan_problems(alone))
+
+
 @pytest.mark.parametrize(
     ("path", "phase"),
     [

@@ -30,20 +30,28 @@ from types import ModuleType
 from typing import Any
 
 HELD_SECONDS = 60
-LIBRARIES = ("torch", "unbroken.models.encoder", "unbroken.run.engine")  # what takes long to import
+LIBRARIES = (
+    "torch",
+    "unbroken.models.encoder",
+    "unbroken.models.lora",
+    "unbroken.run.engine",
+)  # what takes long to import
 
 # module -> what in it is a phase: dotted name -> phase
 PHASES: dict[str, dict[str, str]] = {
     "unbroken.tasks.embed.task": {"prepare": "read"},
     "unbroken.tasks.classify.task": {"prepare": "read"},
+    "unbroken.tasks.adapt.task": {"prepare": "read", "load_trained": "load"},
     "unbroken.run.folder": {"RunFolder.create": "create"},
     "unbroken.models.encoder": {"Encoder.from_pretrained": "load"},
     "unbroken.models.tokenizing": {"Tokenizer.__call__": "tokenise"},
-    "unbroken.step.gradients": {"cached_gradients": "forward", "backward": "backward"},
+    "unbroken.models.chat": {"ChatFormat.encode": "tokenise"},
+    "unbroken.step.gradients": {"cached_gradients": "forward", "accumulated": "forward", "backward": "backward"},
     "unbroken.step.update": {"update": "optimizer"},
     "unbroken.run.evaluation": {"Evaluations._keep": "evaluation"},
     "unbroken.tasks.embed.evaluation": {"Evaluation.measure": "evaluation"},
     "unbroken.tasks.classify.evaluation": {"Evaluation.measure": "evaluation"},
+    "unbroken.tasks.adapt.evaluation": {"Evaluation.measure": "evaluation"},
     "unbroken.tasks.classify.batches": {"Features.make": "features"},
     "unbroken.tasks.classify.heads": {
         "HeadTraining.fit_head": "head",

@@ -23,6 +23,7 @@ EXPECTED = {
     "finite_number": "a finite number",
     "bool_type": "true or false",
     "dict_type": "lines of `name: value`",
+    "model_type": "lines of `name: value`",
     "list_type": "a list",
 }
 LONGEST_VALUE = 60  # characters of a value shown in a message
@@ -43,7 +44,7 @@ class Config(BaseModel):
         hide_input_in_errors=True,
     )
 
-    # Keys of other programs, and what they are called here.
+    # Keys of other programs, and what they are called here; or, in several words, what to do instead.
     ELSEWHERE: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
@@ -111,8 +112,10 @@ def explain(
     place = f"{origin}: " if origin else ""
     if details["type"] == "extra_forbidden":
         hint = known_key(cls, path)
-        known = f"did you mean '{hint}'?" if hint else "run `unbroken schema` for the list of keys"
-        return ConfigError(f"{place}unknown key '{path}'", next_step=known)
+        known = hint and (hint if " " in hint else f"did you mean '{hint}'?")
+        return ConfigError(
+            f"{place}unknown key '{path}'", next_step=known or "run `unbroken schema` for the list of keys"
+        )
     meaning = cls.model_fields[root].description if root in cls.model_fields else None
     remark = f" ({meaning})" if meaning else ""
     if details["type"] == "missing":
@@ -130,13 +133,13 @@ def explain(
 
 
 def known_key(cls: type[Config], path: str) -> str | None:
-    """Return the key that an unknown one was probably meant to be: another program's, or misspelt; None if neither."""
+    """Return the key that an unknown one was probably meant to be, or in several words what to do instead; or None."""
     root, _, inside = path.partition(".")
     below = nested(cls, root) if inside and root in cls.model_fields else None
     if below is None:
         return cls.ELSEWHERE.get(path) or closest(path, cls.model_fields)
     found = known_key(below, inside)
-    return f"{root}.{found}" if found else None
+    return f"{root}.{found}" if found and " " not in found else found
 
 
 def place_of(details: ErrorDetails, values: Mapping[str, Any]) -> str:

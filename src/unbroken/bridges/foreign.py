@@ -23,6 +23,12 @@ SETFIT_HEAD = "model_head.pkl"
 TRAINERS = {"setfit": "SetFit", "FlagEmbedding": "FlagEmbedding", "sentence_transformers": "sentence-transformers"}
 # Buffers and unused layers are not trained; when less than this share is, more than those was left out.
 FEWER = 0.98
+ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+ADAPTER_BASE = "base_model.json"  # ours
+WEIGHTS_ALONE = (
+    "by DeepKE's checkpoint_dir, or LLaMA-Factory's adapter_name_or_path, alone: all but the weights; it begins at "
+    "step 0 with a new optimizer and learning rate, and the rank, alpha and dropout asked for count for nothing"
+)
 LOSS_LOST = "parameters of the loss if it has any (TSDAE decoder, softmax classifier, projection): never saved there"
 
 
@@ -89,6 +95,7 @@ class Contents:
         self.names = set(os.listdir(root))
         self.config = read_object(root / "config.json", self.problems)
         self.adapter = read_object(root / "adapter_config.json", self.problems)
+        self.adapter_base = read_object(root / ADAPTER_BASE, self.problems)
         self.trainer_state = read_object(root / "trainer_state.json", self.problems)
         self.weights = self._weights()
         self.tensors = {path: self._tensors(path) for path in self.weights}
@@ -110,6 +117,11 @@ class Contents:
     def is_flag(self) -> bool:
         """FlagEmbedding's arguments, or the heads of its M3 models."""
         return self.trainer == "FlagEmbedding" or bool(self.names.intersection(M3_HEADS))
+
+    @property
+    def is_adapter(self) -> bool:
+        """What PEFT writes, or a part of it."""
+        return bool(self.adapter) or bool(self.names & {"adapter_config.json", ADAPTER_WEIGHTS, ADAPTER_PICKLE})
 
     @property
     def is_sentence_transformers(self) -> bool:
@@ -172,7 +184,7 @@ def kind_of(found: Contents) -> str:
         return f"SetFit {what}"
     if found.is_flag:
         return f"FlagEmbedding {what}"
-    if found.adapter or found.names & {"adapter_model.safetensors", "adapter_model.bin"}:
+    if found.is_adapter:
         return "Hugging Face Trainer checkpoint of a PEFT adapter" if found.is_trainers else "PEFT adapter"
     if found.is_sentence_transformers or found.trainer == "sentence-transformers":
         return f"sentence-transformers {what}"
@@ -186,6 +198,8 @@ def loads_as(found: Contents) -> str:
         return "nothing: it has no weights"
     if SETFIT_HEAD in found.names or "config_setfit.json" in found.names:
         return f"SetFitModel.from_pretrained({path!r})"
+    if found.is_adapter and not found.adapter:
+        return "nothing: adapter_config.json, which says what the weights are, is missing or damaged"
     if found.adapter:
         base = found.adapter.get("base_model_name_or_path")
         return f"PeftModel.from_pretrained(<{base or 'its base model'}>, {path!r})"
@@ -212,9 +226,17 @@ def values_of(found: Contents) -> dict[str, Any]:
         "base_model": found.adapter.get("base_model_name_or_path"),
         "lora_r": found.adapter.get("r"),
         "lora_alpha": found.adapter.get("lora_alpha"),
+        "lora_dropout": found.adapter.get("lora_dropout"),
+        "target_modules": named(found.adapter.get("target_modules")),
+        "base_digest": found.adapter_base.get("digest"),
         "checkpoints": ", ".join(path.name for path in step_folders(found.root)) or None,
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def named(value: Any) -> str | None:
+    """Return names as a line, whether there is one or a list of them."""
+    return ", ".join(map(str, sorted(value, key=str))) if isinstance(value, list) else value and str(value)
 
 
 def parts_of(found: Contents) -> dict[str, dict[str, Any]]:
@@ -233,6 +255,8 @@ def parts_of(found: Contents) -> dict[str, dict[str, Any]]:
         "training_args.bin": f"the settings{f' of {found.trainer}' if found.trainer else ''} (pickle, not opened)",
         SETFIT_HEAD: "the classification head (pickle, not opened)",
         "latest": "the name of DeepSpeed's folder",
+        "adapter_config.json": "rank, alpha, dropout, targets, and the base model's name",
+        ADAPTER_BASE: "the digest of the base model",
         **dict.fromkeys(found.random_states, "random state of one process (pickle, not opened)"),
         **dict.fromkeys(found.deepspeed, "weights and optimizer in DeepSpeed's parts (pickle, not opened)"),
         **dict.fromkeys(M3_HEADS, "a head of FlagEmbedding's M3 (pickle, not opened)"),
@@ -247,8 +271,13 @@ def resumable(found: Contents) -> list[str]:
     """Say what could be carried over."""
     lines = []
     if found.weights:
-        what = "the adapter's weights" if found.adapter else "the weights"
-        lines.append(f"{what}: as the start of a new run (`model: {found.root}`)")
+        what = "the adapter's weights" if found.is_adapter else "the weights"
+        how = f"as the start of a new run (`model: {found.root}`)"
+        if found.is_adapter and ADAPTER_WEIGHTS not in found.names:
+            how = f"once PEFT has loaded them, where {ADAPTER_PICKLE} is trusted, and saved them as {ADAPTER_WEIGHTS}"
+        if found.is_adapter and not found.adapter:
+            how = "with the adapter_config.json they were saved with"
+        lines.append(f"{what}: {how}")
     if "optimizer.pt" in found.names:
         lines.append("the optimizer's moments: matched by position, since optimizer.pt knows no names" + moments(found))
     if found.deepspeed:
@@ -282,7 +311,8 @@ def lost(found: Contents) -> list[str]:
         lines.append("the weights: there are none")
     if found.adapter:
         base = found.adapter.get("base_model_name_or_path") or "not named"
-        lines.append(f"the base model: adapter weights only, {base} must be at hand and unchanged")
+        told = "" if found.adapter_base.get("digest") else "; no digest says which weights it had"
+        lines.append(f"the base model: adapter weights only, {base} must be at hand and unchanged{told}")
     if "optimizer.pt" not in found.names and not found.deepspeed:
         lines.append("the optimizer's moments: it would begin at zero")
     if found.is_setfit and SETFIT_HEAD not in found.names:
@@ -292,6 +322,8 @@ def lost(found: Contents) -> list[str]:
     if not found.is_trainers:
         lines.append("everything else about training: step, schedule, random state")
         return lines
+    if found.is_adapter:
+        lines.append(WEIGHTS_ALONE)
     if found.is_sentence_transformers or found.trainer == "sentence-transformers":
         lines.append(LOSS_LOST)
     if ("optimizer.pt" in found.names) != ("scheduler.pt" in found.names) and not found.deepspeed:
@@ -308,6 +340,10 @@ def incomplete(found: Contents) -> list[str]:
     lines = []
     if found.is_trainers and "trainer_state.json" not in found.names and STEP_FOLDER.fullmatch(found.root.name):
         lines.append("trainer_state.json, which is written last, is missing: the save was cut short")
+    if found.is_adapter and "adapter_config.json" not in found.names:
+        lines.append("adapter_config.json is missing: rank, alpha and targets are not known")
+    if found.is_adapter and not found.names & {ADAPTER_WEIGHTS, ADAPTER_PICKLE}:
+        lines.append(f"{ADAPTER_WEIGHTS} is missing: there is no adapter")
     if "checkpoint-is-incomplete.txt" in found.names:
         lines.append("checkpoint-is-incomplete.txt: the save was cut short")
     for name in sorted(found.names):

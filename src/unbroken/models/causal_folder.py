@@ -19,12 +19,16 @@ from unbroken.models.folder import (
     read_if_there,
     resolve,
 )
+from unbroken.models.gguf import converted_folder
+from unbroken.models.identity import model_digest
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 GGUF_ENDING = ".gguf"
+BASE_FILE = "base_model.json"  # ours: the digest of the model an adapter belongs to, which PEFT does not record
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ def locate(name: str | Path) -> Place:
     path = Path(name).expanduser()
     if path.suffix.lower() == GGUF_ENDING and path.is_file():
         return Place(gguf=path)
+    if path.suffix.lower() == GGUF_ENDING and not path.is_dir():
+        raise NoModelError(f"there is no GGUF file {path}", next_step=HOW_TO_NAME)
     path = resolve(name)
     if not path.is_dir():
         raise NoModelError(f"no model folder and no GGUF file at {path}", next_step=HOW_TO_NAME)
@@ -87,9 +93,13 @@ def locate(name: str | Path) -> Place:
             f"{path} holds {len(files)} GGUF files: {', '.join(file.name for file in files[:3])}",
             next_step="name one of them",
         )
+    inside = [
+        entry for entry in path.iterdir() if (entry / ADAPTER_CONFIG).is_file() or (entry / CONFIG_FILE).is_file()
+    ]
+    newest = max(inside, key=lambda entry: entry.stat().st_mtime, default=None)
     raise ConfigError(
         f"{path} is not a language model's folder: it holds neither {CONFIG_FILE} nor {ADAPTER_CONFIG} nor a GGUF file",
-        next_step=HOW_TO_NAME,
+        next_step=HOW_TO_NAME if newest is None else f"did you mean '{newest}'?",
     )
 
 
@@ -104,9 +114,12 @@ def _base_of(adapter: Path) -> Place:
     try:
         place = locate(base)
     except NoModelError:
+        converted = Path(base).parent == converted_folder()
         raise NoModelError(
             f"{adapter} is an adapter for {base}, which is not there",
-            next_step=f"put the model there, or its new path into {ADAPTER_CONFIG}, as base_model_name_or_path",
+            next_step="it was made of a GGUF file: `unbroken check CONFIG` with that file as `model:` makes it again"
+            if converted
+            else "put the model there; a link will do",
         ) from None
     if place.adapter is not None:
         raise ConfigError(f"{adapter} is an adapter for {base}, which is an adapter too; only one is supported")
@@ -124,6 +137,35 @@ def adapter_values(adapter: Path) -> dict[str, Any]:
     if values.get("peft_type") != "LORA":
         raise ConfigError(f"{file}: peft_type {values.get('peft_type')!r} is not supported", next_step="LORA is")
     return values
+
+
+def require_same_base(adapter: Path, folder: Path) -> None:
+    """Raise `ConfigError` unless a model is the one that an adapter was trained on, if its folder says which."""
+    file = adapter / BASE_FILE
+    if not file.is_file():
+        return
+    recorded = parse_object(read_document(file), file).get("digest")
+    if recorded != model_digest(folder):
+        raise ConfigError(
+            f"the model {folder} is not the one that the adapter {adapter} was trained on: its content differs",
+            why="the same adapter on other weights is another function",
+            next_step="put the model back as it was, or begin with the model itself",
+        )
+
+
+def weights_of(adapter: Path) -> Path:
+    """Return the file of an adapter's weights. Raises `ConfigError` if it is missing, or there as a pickle alone."""
+    file = adapter / ADAPTER_WEIGHTS
+    if file.is_file():
+        return file
+    if (adapter / ADAPTER_PICKLE).is_file():
+        raise ConfigError(
+            f"{adapter} has its weights only as {ADAPTER_PICKLE}, which can run code when loaded",
+            next_step="load it with PEFT where you trust it, and save_pretrained() it again",
+        )
+    raise ConfigError(
+        f"{adapter} has no weights: {ADAPTER_WEIGHTS} is missing", next_step="copy the adapter's folder again, whole"
+    )
 
 
 def read_causal_folder(root: Path) -> CausalFolder:

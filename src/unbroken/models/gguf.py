@@ -31,6 +31,11 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "unbroken"
 
 
+def converted_folder() -> Path:
+    """Return the folder of all conversions."""
+    return cache_folder() / "converted"
+
+
 def converted(path: Path, say: Callable[[str], None] = lambda line: None) -> Path:
     """Return the Hugging Face folder of a GGUF file, float32, converted now if it has not been before.
 
@@ -41,7 +46,7 @@ def converted(path: Path, say: Callable[[str], None] = lambda line: None) -> Pat
     made_with = {name: version(name) for name in ("transformers", "gguf")}
     content = digest_file(path)
     name = f"{path.stem}-{digest(canonical({'file': content, 'made_with': made_with}))[:DIGITS]}"
-    folder = cache_folder() / "converted" / name
+    folder = converted_folder() / name
     if folder.is_dir():
         return folder
     files.make_folders(folder.parent)

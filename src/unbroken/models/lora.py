@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from unbroken.base.errors import ConfigError
 from unbroken.base.seeds import MASK_32, derive
 from unbroken.models.causal import CausalLM, tied_names
-from unbroken.models.causal_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_values
+from unbroken.models.causal_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE_FILE, adapter_values, weights_of
 from unbroken.models.folder import INDEX_FILE, TOKENIZER_FILES, render
 from unbroken.models.lora_layer import quicken
 from unbroken.models.weights import read_file
@@ -54,6 +54,7 @@ class Adapter:
 
     def __init__(self, lm: CausalLM, config: LoraConfig, keys: dict[str, nn.Parameter]) -> None:
         self.lm = lm
+        self.base_digest = ""  # of the model it belongs to, where that is known
         self.config = config
         self.modules: dict[str, nn.Module] = {ROOT: tree(keys)}
         self._keys = keys
@@ -119,19 +120,22 @@ class Adapter:
         names = ("target_modules", "modules_to_save")  # sets, or lists made of sets: in an order of their own
         plain = values | {key: sorted(values[key]) for key in names if isinstance(values[key], list | set | tuple)}
         documents = {ADAPTER_CONFIG: json.dumps(plain, indent=2, sort_keys=True).encode()}
+        if self.base_digest:
+            documents[BASE_FILE] = render({"digest": self.base_digest})
         documents |= {name: data for name, data in self.lm.folder.documents.items() if name in TOKENIZER_FILES}
         return dict(sorted(documents.items()))
 
     def load(self, folder: Path) -> None:
         """Put the weights of a PEFT folder into the layers. Raises `ConfigError`, nothing changed, if they differ."""
-        file = folder / ADAPTER_WEIGHTS
+        file = weights_of(folder)
         stored = read_file(file)
         for key in sorted(stored.keys() ^ self._keys.keys()):
             where = "lacks" if key in self._keys else "holds"
             raise ConfigError(
                 f"{file} {where} {key!r}",
                 why="adapter and configuration do not belong together",
-                next_step=f"copy the adapter's folder again, whole, with its {ADAPTER_CONFIG}",
+                next_step=f"give target_modules, bias and modules_to_save as its {ADAPTER_CONFIG} has them, or copy "
+                "the adapter's folder again, whole",
             )
         for key, parameter in self._keys.items():
             if stored[key].shape != parameter.shape:

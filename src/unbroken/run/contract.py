@@ -49,8 +49,8 @@ def require_same(
     for path, old, new in changed:
         name = path.removeprefix("config.")
         origin = origins.get(name.partition(".")[0]) or origins.get("model", "default")
-        if path.endswith(DIGEST):
-            name, old, new = name.removesuffix(DIGEST), f"content {old[:8]}", f"content {new[:8]}"
+        if path.endswith(DIGEST) or any(isinstance(side, dict) and side.keys() == {"digest"} for side in (old, new)):
+            name, old, new = name.removesuffix(DIGEST), content_of(old), content_of(new)
         else:
             old, new = shown(old), shown(new)
         lines.append(f"{name}: {old} (this run) -> {new} ({origin})")
@@ -61,6 +61,12 @@ def require_same(
             f"{anew} for a new run", fork, "--restart to move this run aside and start over" if movable else ""
         ),
     )
+
+
+def content_of(digest: Any) -> str:
+    """Return a digest, or what holds one, as people see it; nothing where only the other side has such an input."""
+    found = digest.get("digest") if isinstance(digest, dict) else digest
+    return f"content {found[:8]}" if found else "none"
 
 
 def ways_out(anew: str, fork: str | None, restart: str) -> str:

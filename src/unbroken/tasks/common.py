@@ -17,18 +17,28 @@ from unbroken.plan.plan import ORDER
 ELSEWHERE = {
     "base_model": "model",
     "dataset": "train_data",
+    "deepspeed": "leave it out: a run trains on one device",
     "device_map": "device",
+    "do_eval": "leave it out: with `eval_data` a run is evaluated",
+    "do_train": "leave it out: `unbroken train` trains",
     "epochs": "num_train_epochs",
     "eval_batch_size": "batch_size",
     "eval_dataset": "eval_data",
+    "eval_strategy": "eval_steps",
+    "evaluation_strategy": "eval_steps",
     "gradient_accumulation_steps": "micro_batch_size",
+    "logging_steps": "leave it out: every step is on record",
     "lr": "learning_rate",
     "max_seq_length": "max_length",
     "mini_batch_size": "micro_batch_size",
     "model_name": "model",
     "model_name_or_path": "model",
     "num_epochs": "num_train_epochs",
+    "optim": "leave it out: the optimizer is AdamW",
+    "overwrite_output_dir": "leave it out: no run is overwritten; `--restart` moves an earlier one aside",
     "per_device_train_batch_size": "batch_size",
+    "resume_from_checkpoint": "leave it out: the same command goes on; one checkpoint: `unbroken train CONFIG "
+    "--resume_from_checkpoint FOLDER`",
     "scheduler": "lr_scheduler_type",
     "train_batch_size": "batch_size",
     "train_dataset": "train_data",
@@ -43,6 +53,8 @@ class RunConfig(Config):
     """What any run of a task can be told."""
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE
+    # Keys by which the trained weights and the optimizer's moments are what they are: a fork keeps them.
+    KEPT_BY_FORKS: ClassVar[frozenset[str]] = frozenset()
 
     task: str = identity(description="the kind of learning")
     model: str = content(description="model folder, run, checkpoint, or hub id")

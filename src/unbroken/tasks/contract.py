@@ -23,7 +23,7 @@ from unbroken.store.run import read_run
 from unbroken.tasks.common import RunConfig
 from unbroken.tasks.task import Prepared
 
-FIXED = ("model", "tokenizer", "labels")  # what a run's state fits, and a fork of it keeps
+FIXED = ("model", "adapter", "tokenizer", "labels")  # what a run's state fits, and a fork of it keeps
 CPU_QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")  # "QUOTA PERIOD" in microseconds, or "max PERIOD"
 
 
@@ -74,15 +74,17 @@ def check_contract(
 
     Where a fork is a way out, its command is given. `mirror` is where the run lies if it does not lie in `root` yet.
     """
+    known = recorded_row_digests(root) if mirror is None else row_digests_in(mirror)
+    if recorded["config"] != asked["config"] and known and known == prepared.row_digests:
+        recorded = recorded | {"data": asked["data"]}  # the same rows: what is made of them the configuration says
     there = root if mirror is None else mirror.root if isinstance(mirror, FolderPlace) else None
     fork = None if there is None else fork_for(there, recorded, asked, config)
-    name, anew, movable, row_digests = str(root), "choose a new output_dir", True, None
+    name, anew, movable = str(root), "choose a new output_dir", True
     if mirror is not None:
         name, anew, movable = f"the run in the mirror {mirror.name}", "give another mirror", mirror.movable
-        row_digests = row_digests_in(mirror)
     if recorded["data"] != asked["data"]:
         source = f" ({origins['train_data']})" if "train_data" in origins else ""
-        where = first_changed_row(root, prepared.row_digests, row_digests)
+        where = first_changed_row(root, prepared.row_digests, known)
         raise CannotContinueError(
             f"the training data are not those {name} was started with: "
             f"{recorded['data']['examples']} rows then, {asked['data']['examples']} now{source}; {where}",
@@ -103,7 +105,7 @@ def fork_for(root: Path, recorded: contract.Contract, asked: contract.Contract, 
     changes: dict[str, Any] = {}
     for path, _, new in contract.differences(recorded, asked):
         group, _, key = path.partition(".")
-        if group in FIXED or (group == "config" and key == "task"):
+        if group in FIXED or (group == "config" and (key == "task" or key in config.KEPT_BY_FORKS)):
             return None
         if group == "data":
             changes["train_data"] = given["train_data"]
@@ -132,4 +134,8 @@ def first_changed_row(root: Path, row_digests: bytes, known: bytes | None = None
         return f"{layout.DATA_DIGESTS_FILE} is missing or damaged, so the row cannot be named"
     before = np.frombuffer(content, dtype="<u8")
     row = first_difference(before, np.frombuffer(row_digests, dtype="<u8"))
-    return "columns or roles differ" if row is None else f"the first row that differs is row {row + 1}"
+    return (
+        "no row differs, but columns, roles or a schema do"
+        if row is None
+        else f"the first row that differs is row {row + 1}"
+    )

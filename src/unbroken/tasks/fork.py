@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unbroken.base.config import merge
+from unbroken.base.config import merge, shown
 from unbroken.base.errors import CannotContinueError, ConfigError, StorageError
 from unbroken.run import contract
 from unbroken.run.mirroring import mirror_of
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch, which nobody waits for whose command has a mistake
 
 FITS_NOT = {
     "model": "the weights and the optimizer's state are those of that model",
+    "adapter": "the weights and the optimizer's state grew out of that adapter",
     "tokenizer": "the same ids would stand for other words",
     "labels": "each row of the head belongs to one class, and would stand for another",
 }
@@ -140,7 +141,7 @@ def _compose(root: Path, document: Mapping[str, Any], target: Path, changes: dic
     recorded = document["contract"]
     threads = resolve_threads(config, recorded)
     asked = compose_contract(config, prepared, threads, config.device)
-    _require_fitting(root, recorded, asked)
+    _require_fitting(root, recorded, asked, config)
     old = Side(task.CONFIG.from_values(before), recorded)
     return Asked(config, prepared, threads, recorded, asked, old, Side(config, asked), changed_keys(recorded, asked))
 
@@ -153,15 +154,25 @@ def _require_free_mirror(mirror: str | None, target: Path) -> None:
             patiently(lambda: belongs(place, ""), place.name, LOOK_SECONDS)
 
 
-def _require_fitting(root: Path, recorded: contract.Contract, asked: contract.Contract) -> None:
+def _require_fitting(root: Path, recorded: contract.Contract, asked: contract.Contract, config: RunConfig) -> None:
     assert FITS_NOT.keys() == set(FIXED)
     for name, why in FITS_NOT.items():
         if recorded.get(name) != asked.get(name):
-            old, new = recorded[name]["digest"][:8], asked[name]["digest"][:8]
+            old, new = (
+                f"content {digest}" if digest else "none"
+                for digest in map(_short, (recorded.get(name), asked.get(name)))
+            )
             raise CannotContinueError(
-                f"{name}: content {old} ({root}) -> content {new}: a fork keeps it",
+                f"{name}: {old} ({root}) -> {new}: a fork keeps it",
                 why=why,
                 next_step=f"begin a new run from its weights instead: `model: {root}`",
+            )
+    for path, was, now in contract.differences(recorded["config"], asked["config"]):
+        if path in config.KEPT_BY_FORKS:
+            raise CannotContinueError(
+                f"{path}: {shown(was)} ({root}) -> {shown(now)}: a fork keeps it",
+                why="the trained weights and the optimizer's state would be those of another function",
+                next_step="begin a new run with it: the same configuration, and another output_dir",
             )
 
 

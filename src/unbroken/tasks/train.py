@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,12 +205,24 @@ def _begin(start: Start, request: Request, report: Reporter, stop: StopRequest, 
         mirror=start.mirror,
     )
     folder.stop = stop
+    for text in prepared.notes:
+        report(Notice(text))
     if prepared.parent:
-        report(Notice(f"new run from the weights of {prepared.parent['run']}: weights only, step 0"))
+        report(Notice(weights_only(prepared.parent)))
     try:
         return _train(build, folder, settings(config, request, start.step), report, stop, progress)
     finally:
         folder.close()
+
+
+def weights_only(parent: Mapping[str, Any]) -> str:
+    """Say what a new run takes over from its parent, and what is not meant by that."""
+    if parent.get("run") is None:
+        return f"new run from the weights of the adapter {parent['adapter']}: weights only, step 0"
+    again = shlex.quote(str(parent["run"]))
+    return (
+        f"new run from the weights of {parent['run']}: weights only, step 0; to resume that run: unbroken train {again}"
+    )
 
 
 def _continue(start: Start, request: Request, report: Reporter, stop: StopRequest, progress: Progress) -> Ended:

@@ -109,6 +109,43 @@ def test_adapters(tmp_path: Path) -> None:
     assert what.kind == "Hugging Face Trainer checkpoint of a PEFT adapter"
 
 
+def test_the_checkpoint_of_an_adapter_says_what_resuming_takes(tmp_path: Path) -> None:
+    """DeepKE's and LLaMA-Factory's: Hugging Face's Trainer around PEFT."""
+    what = found(trainer_files(adapter(tmp_path / "checkpoint-500")))
+    assert (what.values["lora_r"], what.values["lora_alpha"], what.values["step"]) == (8, 16, 500)
+    assert says(what.resumable, "the adapter's weights: as the start of a new run (`model: ")
+    assert says(what.resumable, "their number fits the weights")
+    assert says(what.lost, "no digest says which weights it had")
+    assert says(what.lost, "checkpoint_dir")
+    assert what.problems == []
+    write(what.root / "base_model.json", {"digest": "0123"})
+    what = found(what.root)
+    assert what.values["base_digest"] == "0123"
+    assert not says(what.lost, "no digest")
+    (what.root / "optimizer.pt").unlink()
+    assert says(found(what.root).lost, "begin at zero")
+    (what.root / "adapter_model.safetensors").unlink()
+    what = found(what.root)
+    assert what.loads_as == "nothing: it has no weights"
+    assert says(what.problems, "adapter_model.safetensors is missing")
+
+
+def test_an_adapter_as_a_pickle_or_without_its_configuration(tmp_path: Path) -> None:
+    folder = trainer_files(adapter(tmp_path / "checkpoint-500"))
+    (folder / "adapter_model.safetensors").unlink()
+    torch.save({"lora_A": Trap()}, folder / "adapter_model.bin")
+    what = found(folder)
+    assert what.kind == "Hugging Face Trainer checkpoint of a PEFT adapter"
+    assert what.parts["adapter_model.bin"]["holds"] == "weights (pickle, not opened)"
+    assert says(what.resumable, "once PEFT has loaded them")
+    (folder / "adapter_config.json").unlink()
+    what = found(folder)
+    assert what.loads_as.startswith("nothing: adapter_config.json")
+    assert says(what.problems, "rank, alpha and targets are not known")
+    (folder / "adapter_model.bin").write_bytes(b"PK")
+    assert says(found(folder).problems, "adapter_model.bin is cut or damaged")
+
+
 def test_setfit_has_no_head_in_its_checkpoints(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path / "checkpoint-500")
     what = found(trainer_files(folder, log_history=[{"embedding_loss": 0.25, "step": 1}]))

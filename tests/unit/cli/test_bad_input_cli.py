@@ -25,12 +25,12 @@ VALUES: dict[str, tuple[dict[str, Any], str]] = {
         {"model": LEFT_OUT, "modle": "model"},
         "c.yaml: unknown key 'modle'; did you mean 'model'?",
     ),
-    "task missing": ({"task": LEFT_OUT}, "c.yaml: key 'task' is missing; add `task: embed | classify`"),
+    "task missing": ({"task": LEFT_OUT}, "c.yaml: key 'task' is missing; add `task: embed | classify | adapt`"),
     "task's key misspelt": ({"task": LEFT_OUT, "taks": "embed"}, "c.yaml: unknown key 'taks'; did you mean 'task'?"),
     "task misspelt": ({"task": "embd"}, "c.yaml: task: 'embd' is not known; did you mean 'embed'?"),
     "task of another kind": (
         {"task": "translate"},
-        "c.yaml: task: 'translate' is not known; there are: embed, classify",
+        "c.yaml: task: 'translate' is not known; there are: embed, classify, adapt",
     ),
     "task no text": ({"task": ["embed"]}, "c.yaml: task: ['embed'] is not known; did you mean 'embed'?"),
     "model missing": (

@@ -18,32 +18,55 @@ EXTRACTED_ROWS = 100  # an answer takes as long as some training steps
 LORA_RATE, FULL_RATE = 2e-4, 2e-5
 # Where what a file says is measured, these decide what is found.
 MEASURING_KEYS = ("eval_rows", "max_new_tokens")
+LORA_ELSEWHERE = {
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "lora_target": "target_modules",
+    "lora_target_modules": "target_modules",
+    "rank": "r",
+    "target": "target_modules",
+    "targets": "target_modules",
+    "additional_target": "modules_to_save",
+    "use_rs_lora": "use_rslora",
+}
+PRECISION = "say it as `precision: bfloat16` or `precision: float32`"
 ADAPT_ELSEWHERE = {
+    **{key: f"lora.{name}" for key, name in LORA_ELSEWHERE.items()},
     "adapter_name_or_path": "model",
+    "bf16": PRECISION,
     "bits": "quantization",
+    "cache_path": "leave it out: what can be made again lies in the run's cache/",
     "chat_template": "template",
-    "checkpoint_dir": "model",
+    "checkpoint_dir": "to resume, give the same command again; a new run from an adapter's weights: `model: FOLDER`",
     "completion_only_loss": "loss_on",
     "cutoff_len": "max_length",
+    "dataset_dir": "train_data",
+    "double_quant": "quantization",
+    "export_dir": "export when the run is finished: `unbroken export RUN FOLDER`",
     "finetuning_type": "tuning",
+    "fp16": PRECISION,
     "generation_max_length": "max_new_tokens",
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    "lora_r": "lora.r",
-    "lora_rank": "lora.r",
-    "lora_target": "lora.target_modules",
-    "lora_target_modules": "lora.target_modules",
+    "language": "extraction.language",
     "load_in_4bit": "quantization",
     "load_in_8bit": "quantization",
     "max_source_length": "max_length",
     "max_target_length": "max_length",
     "neft_alpha": "neftune_noise_alpha",
     "neftune_alpha": "neftune_noise_alpha",
+    "num_layer_trainable": "tuning",
     "peft_config": "lora",
+    "predict_file": "predict when the run is finished: `unbroken predict RUN FILE`",
+    "quant_type": "quantization",
+    "resume_lora_training": "to resume, give the same command again; leave it out",
+    "schema": "extraction.schema",
     "split_num": "extraction.types_per_prompt",
+    "stage": "leave it out: instructions are what adapt trains on",
     "target_modules": "lora.target_modules",
     "train_file": "train_data",
     "train_on_prompt": "loss_on",
+    "val_set_size": "keep rows apart yourself, and give them as `eval_data: FILE`",
     "valid_file": "eval_data",
 }
 
@@ -51,14 +74,7 @@ ADAPT_ELSEWHERE = {
 class LoraConfig(Config):
     """Low-rank adapters, as PEFT's `LoraConfig` has them (Hu et al. 2021, arXiv 2106.09685)."""
 
-    ELSEWHERE: ClassVar[Mapping[str, str]] = {
-        "lora_alpha": "alpha",
-        "lora_dropout": "dropout",
-        "lora_r": "r",
-        "lora_rank": "r",
-        "rank": "r",
-        "target": "target_modules",
-    }
+    ELSEWHERE: ClassVar[Mapping[str, str]] = LORA_ELSEWHERE
 
     r: int = identity(16, gt=0, description="rank of the update")
     alpha: float = identity(32.0, gt=0, description="the update is scaled by alpha / r")
@@ -92,6 +108,9 @@ class AdaptConfig(TrainingConfig):
     """A causal language model taught instructions, whole or by adapters."""
 
     ELSEWHERE: ClassVar[Mapping[str, str]] = ELSEWHERE | ADAPT_ELSEWHERE
+    KEPT_BY_FORKS: ClassVar[frozenset[str]] = frozenset(
+        {"tuning", "lora", *(f"lora.{key}" for key in LoraConfig.model_fields if key != "dropout")}
+    )
 
     task: Literal["adapt"] = identity("adapt", description="the kind of learning")
     columns: dict[str, str] = content(

@@ -20,23 +20,34 @@ from unbroken.tasks.adapt.lengths import measure
 def lengths_of(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path | None) -> NDArray[np.int64]:
     """Return the number of tokens of every example of the first epoch, cut at `max_length`: [examples].
 
-    What a row becomes may differ from epoch to epoch; packing goes by the first. Found in `cache`, or kept there.
+    What a row becomes may differ from epoch to epoch; packing goes by the first. Found in `cache` if kept there.
     """
-    key = digest(canonical([rows.digest, chat.digest, config.max_length, config.seed]))
-    path = None if cache is None else cache / f"lengths-{key}.npy"
-    found = None if path is None else kept.find_array(path)
+    found = None if cache is None else kept.find_array(_place(rows, chat, config, cache))
     if found is not None and len(found) == rows.num_examples:
         return found
-    lengths = measure(rows, partial(chat.encode, loss_on=config.loss_on, max_length=config.max_length)).kept
-    if path is not None and path.parent.is_dir():
+    return measure(rows, partial(chat.encode, loss_on=config.loss_on, max_length=config.max_length)).kept
+
+
+def keep_lengths(lengths: NDArray[np.int64], rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path) -> None:
+    """Put the lengths into `cache`, to be there on the next start."""
+    path = _place(rows, chat, config, cache)
+    if not path.exists():
         kept.keep_array(path, lengths)
-    return lengths
+
+
+def _place(rows: Rows, chat: ChatFormat, config: AdaptConfig, cache: Path) -> Path:
+    # A fork has its parent's cache: all by which a row becomes tokens must be in the name.
+    extraction = None if config.extraction is None else config.extraction.model_dump()
+    made_by = [config.max_length, config.seed, config.system_prompt, config.loss_on, extraction]
+    key = digest(canonical([rows.digest, chat.digest, *made_by]))
+    return cache / f"lengths-{key}.npy"
 
 
 def encoded(rows: Rows, chat: ChatFormat, config: AdaptConfig, example: int, epoch: int = 0) -> Tokens:
     """Return the tokens of an example. Raises `DataError` if `max_length` leaves nothing of it to be learned."""
+    conversation = rows.conversation(example, epoch)  # says itself where it cannot be read
     try:
-        tokens = chat.encode(rows.conversation(example, epoch), config.loss_on, config.max_length)
+        tokens = chat.encode(conversation, config.loss_on, config.max_length)
     except DataError as refusal:
         if refusal.what.startswith(rows.locate(example)):
             raise

@@ -208,10 +208,7 @@ class InstructionRows:
             if not row % POLL_ROWS:
                 poll()
             self.reading.conversation(self.table, row)
-        digests = self.table.digests([self.reading.columns[role] for role in sorted(self.reading.columns)])
-        if self.cache is not None:
-            self.keep_in(self.cache, digests, key)
-        return digests
+        return self.table.digests([self.reading.columns[role] for role in sorted(self.reading.columns)])
 
     @cached_property
     def digest(self) -> str:
@@ -219,12 +216,11 @@ class InstructionRows:
         roles = sorted(self.reading.columns)
         return digest(canonical({"kind": self.reading.kind, "roles": roles, "rows": content_digest(self.row_digests)}))
 
-    def keep_in(self, cache: Path, digests: NDArray[np.uint64] | None = None, key: str | None = None) -> None:
+    def keep_in(self, cache: Path) -> None:
         """Put the rows' digests into `cache`, which must exist, to be there on the next start."""
-        self.cache = cache
-        digests, key = self.row_digests if digests is None else digests, key or self._key()
+        self.cache, key = cache, self._key()
         if key is not None and not self._kept(cache, key).exists():
-            kept.keep_array(self._kept(cache, key), digests)
+            kept.keep_array(self._kept(cache, key), self.row_digests)
 
     def conversation(self, example: int, epoch: int = 0) -> Conversation:
         """Return a row's conversation, the same in every epoch. Raises `DataError` with file, row and column."""

@@ -11,9 +11,16 @@ from typing import Any
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest, digest_file
-from unbroken.models.causal_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_values, locate, read_causal_folder
+from unbroken.models.causal_folder import (
+    ADAPTER_CONFIG,
+    adapter_values,
+    locate,
+    read_causal_folder,
+    require_same_base,
+    weights_of,
+)
 from unbroken.models.folder import NoModelError
-from unbroken.models.identity import model_digest
+from unbroken.models.identity import model_digest, weights_bytes
 from unbroken.models.weights import weight_files
 from unbroken.store.run import read_run
 from unbroken.tasks.adapt.config import AdaptConfig, LoraConfig
@@ -29,6 +36,7 @@ SAME_FUNCTION = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,17 @@ def find_base(config: AdaptConfig, run: Path | None = None) -> Base:
 
         assert place.gguf is not None
         folder = converted(place.gguf)
+    parent = origin.parent
     if place.adapter is not None:
         require_same_adapter(config, place.adapter)
+        if parent is None:
+            parent = {"adapter": str(place.adapter.absolute())}
     with reading(config.model):
         read_causal_folder(folder)
-        return Base(folder.absolute(), place.adapter, origin.parent, origin.checkpoint)
+        weights_bytes(folder)
+        if place.adapter is not None:
+            require_same_base(place.adapter, folder)
+        return Base(folder.absolute(), place.adapter, parent, origin.checkpoint)
 
 
 def _origin(config: AdaptConfig) -> Origin:
@@ -94,6 +108,13 @@ def require_same_adapter(config: AdaptConfig, adapter: Path) -> None:
             next_step="merge it first (`unbroken export ADAPTER OUT --merge`), or leave out tuning",
         )
     values = adapter_values(adapter)
+    for pattern in PATTERNS:
+        if values.get(pattern):
+            raise ConfigError(
+                f"{adapter / ADAPTER_CONFIG}: {pattern} gives layers a rank or an alpha of their own",
+                why="the key lora has one of each for all layers",
+                next_step="merge the adapter into its model elsewhere, or begin with the model itself",
+            )
     for theirs, ours in SAME_FUNCTION.items():
         asked = getattr(config.lora, ours)
         if values.get(theirs, LoraConfig.model_fields[ours].default) != asked:
@@ -116,7 +137,9 @@ def base_digest(base: Base, run: Path | None) -> str:
 def adapter_digest(adapter: Path) -> str:
     """Return the digest of an adapter's weights and configuration. Raises `ConfigError` if a file is missing."""
     with reading(str(adapter)):
-        return digest(canonical({name: digest_file(adapter / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)}))
+        return digest(
+            canonical({file.name: digest_file(file) for file in (adapter / ADAPTER_CONFIG, weights_of(adapter))})
+        )
 
 
 def trained_bytes(base: Base, config: AdaptConfig) -> int:

@@ -15,7 +15,7 @@ from unbroken.plan.plan import Draws, Plan
 from unbroken.tasks.adapt.asking import Asking
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.conversation import Rows
-from unbroken.tasks.adapt.encoding import encoded, lengths_of
+from unbroken.tasks.adapt.encoding import encoded, keep_lengths, lengths_of
 from unbroken.tasks.adapt.extraction.rows import HELD_OUT_SEED, ExtractionRows
 from unbroken.tasks.adapt.instructions import InstructionRows
 from unbroken.tasks.adapt.source import Base, adapter_digest, base_digest, find_base, trained_bytes
@@ -23,7 +23,9 @@ from unbroken.tasks.course import Course, course_along
 from unbroken.tasks.task import Prepared, Progress
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from unbroken.run.job import Job
     from unbroken.tasks.adapt.job import Trained
@@ -50,10 +52,12 @@ class Inputs:
 
     config: AdaptConfig
     base: Base
+    digest: str
     chat: ChatFormat
     rows: Rows
     eval_rows: Rows | None
     bins: Bins | None
+    lengths: NDArray[np.int64] | None
 
 
 def read_rows(source: Any, config: AdaptConfig, train: Rows | None = None, cache: Path | None = None) -> Rows:
@@ -79,10 +83,11 @@ def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) ->
     chat = ChatFormat.of(base.folder, config.template)
     encoded(rows, chat, config, 0)
     data: dict[str, Any] = {"digest": rows.digest, "examples": rows.num_examples}
-    bins = None
+    bins = lengths = None
     if config.packing:
         assert config.max_length is not None, "the configuration requires it"
-        bins = fill_bins(lengths_of(rows, chat, config, cache), config.max_length)
+        lengths = lengths_of(rows, chat, config, cache)
+        bins = fill_bins(lengths, config.max_length)
         data["bins"] = len(bins)
     course_over(config, rows.num_examples, data.get("bins"), bins)
     digests = {"model": base_digest(base, run), "tokenizer": chat.digest}
@@ -95,14 +100,14 @@ def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) ->
         row_digests=rows.row_digests.astype("<u8").tobytes(),
         weights_bytes=trained_bytes(base, config),
         parent=base.parent,
-        load=partial(load, Inputs(config, base, chat, rows, eval_rows, bins)),
+        load=partial(load, Inputs(config, base, digests["model"], chat, rows, eval_rows, bins, lengths)),
         notes=(*base.notes(config.model), *chat.notes),
     )
 
 
 def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
     """Load the model, put what trains into it, and return what builds the job."""
-    trained = load_trained(inputs.config, inputs.base)
+    trained = load_trained(inputs.config, inputs.base, inputs.digest)
 
     def build(cache: Path, on_progress: Progress) -> Job:
         from unbroken.tasks.adapt.batches import Encoding
@@ -111,6 +116,8 @@ def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
         config, rows, chat, bins = inputs.config, inputs.rows, inputs.chat, inputs.bins
         if isinstance(rows, InstructionRows):
             rows.keep_in(cache)
+        if inputs.lengths is not None:
+            keep_lengths(inputs.lengths, rows, chat, config, cache)
         chunk_size = config.micro_batch_size or config.batch_size
         encoding = Encoding(rows, chat, config, chunk_size, bins)
         plan = course_over(config, rows.num_examples, None if bins is None else len(bins), bins)
@@ -121,8 +128,11 @@ def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
     return build
 
 
-def load_trained(config: AdaptConfig, base: Base) -> Trained:
-    """Return the model with what trains in it. Raises `ConfigError` if it cannot be loaded."""
+def load_trained(config: AdaptConfig, base: Base, digest: str = "") -> Trained:
+    """Return the model with what trains in it; adapters record its digest.
+
+    Raises `ConfigError` if it cannot be loaded.
+    """
     from unbroken.models.causal import CausalLM
     from unbroken.models.lora import Adapter, LoraSettings
     from unbroken.tasks.adapt.job import Trained
@@ -148,6 +158,7 @@ def load_trained(config: AdaptConfig, base: Base) -> Trained:
         return Trained.whole(lm)
     settings = LoraSettings(**config.lora.model_dump())
     adapter = Adapter.attach(lm, settings, config.seed, str(base.folder))
+    adapter.base_digest = digest
     if base.adapter is not None:
         adapter.load(base.adapter)
     return Trained.adapters(lm if config.quantization else lm.to(device), adapter)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from unbroken.base.errors import ConfigError
 from unbroken.base.fingerprint import canonical, digest
+from unbroken.models.causal_folder import require_same_base
 from unbroken.models.chat import ChatFormat
 from unbroken.models.identity import model_digest
 from unbroken.tasks.adapt.asking import Asking, place_of
@@ -62,6 +63,9 @@ class Found:
 
         config = asking.config
         where = resolve_device(device)
+        if self.adapter is not None:
+            with reading(str(self.folder)):
+                require_same_base(self.adapter, self.folder)
         lm = CausalLM.from_pretrained(
             self.folder, device=where, dtype=dtype_of(config, where), trust_remote_code=config.trust_remote_code
         )

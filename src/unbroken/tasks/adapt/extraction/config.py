@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -31,6 +32,16 @@ with warnings.catch_warnings():
 
     class ExtractionConfig(Config):
         """Labelled text as instructions: what is extracted, how it is asked for."""
+
+        ELSEWHERE: ClassVar[Mapping[str, str]] = {
+            "entity": "entities",
+            "event": "events",
+            "neg_schema": "negatives",
+            "relation": "relations",
+            "schema_path": "schema",
+            "split_num": "types_per_prompt",
+            "task": "kind",
+        }
 
         kind: Kind = identity(
             description="entities, relations, events, event triggers, event arguments, typed triples, "
