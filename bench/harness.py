@@ -58,6 +58,11 @@ class Run:
         return int(of_kind(self.events, "ended")[-1]["peak_bytes"])
 
     @property
+    def device_bytes(self) -> int:
+        """The most memory tensors have had on a GPU; 0 where there was none."""
+        return int(of_kind(self.events, "ended")[-1].get("device_bytes", 0))
+
+    @property
     def losses(self) -> list[float]:
         return [event["loss"] for event in of_kind(self.events, "step")]
 
@@ -119,7 +124,7 @@ def run_arm(context: Context, module: str, name: str, spec: Spec, *, killed: boo
         process = subprocess.Popen(
             [sys.executable, "-m", module, str(paths["json"])],
             cwd=REPOSITORY,
-            env=environment(),
+            env=environment(spec.get("threads", THREADS)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -141,12 +146,12 @@ def run_arm(context: Context, module: str, name: str, spec: Spec, *, killed: boo
     return Run(module.rpartition(".")[2], spawned, wall, cpu, others, events)
 
 
-def environment() -> dict[str, str]:
+def environment(threads: int = THREADS) -> dict[str, str]:
     """Return what arms see: as many threads for all, and no network to wait for."""
     source = os.pathsep.join(part for part in (str(REPOSITORY / "src"), os.environ.get("PYTHONPATH")) if part)
-    threads = {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
+    limited = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONPATH": source}
-    return {**os.environ, **threads, **offline}
+    return {**os.environ, **limited, **offline}
 
 
 def busy_seconds() -> float:

@@ -27,7 +27,7 @@ class Recorder:
         print(json.dumps(record), file=self._file)
 
     def ended(self) -> None:
-        self.emit("ended", peak_bytes=peak_bytes())
+        self.emit("ended", peak_bytes=peak_bytes(), device_bytes=device_bytes())
 
     def maybe_die(self, step: int, saved: bool) -> None:
         """End as a crash would, after the step the spec says, and not before something was saved if it says so."""
@@ -43,3 +43,9 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def device_bytes() -> int:
+    """Return the most memory that tensors of this process have had on a GPU; 0 without one."""
+    torch: Any = sys.modules.get("torch")
+    return int(torch.cuda.max_memory_allocated()) if torch is not None and torch.cuda.is_initialized() else 0
