@@ -24,6 +24,7 @@ from unbroken.models.tokenizing import Tokenizer
 
 LossOn = Literal["answers", "all"]
 OWN = "model"
+TEMPLATE_FILE = "chat_template.jinja"
 USER, ASSISTANT = "user", "assistant"
 # Texts of no format, to find out what a template writes around an answer; ` a` is one token almost everywhere.
 QUESTION, ANSWER = "Fzqk?", "a Vxjw!"
@@ -71,7 +72,6 @@ class ChatFormat:
     def __init__(self, root: Path, template: ChatTemplate, tokenizer: Tokenizer, names: Mapping[str, str]) -> None:
         """Take the parts; see `of`. Raises `ConfigError` if answers cannot be told from the rest."""
         self.template = template.text
-        self.digest = digest(canonical({"template": template.text, "tokens": names, "tokenizer": tokenizer.digest}))
         self._template, self._names = template, dict(names)
         self._backend = _untrimmed(tokenizer.backend)
         self._special = {i for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
@@ -84,6 +84,10 @@ class ChatFormat:
             )
         self._special |= ends
         end = self._backend.token_to_id(names.get("eos_token", ""))
+        parts: dict[str, Any] = {"template": template.text, "tokens": names, "tokenizer": tokenizer.digest}
+        if ends != {end}:  # the model's own configuration names others
+            parts["ends"] = sorted(ends)
+        self.digest = digest(canonical(parts))
         self._head, self._tail, self._appended, self.end_id = self._explored(min(ends) if end is None else end)
         self.stop_ids = frozenset(ends | {self.end_id})
         pad = self._backend.token_to_id(names.get("pad_token", ""))

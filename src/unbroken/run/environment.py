@@ -17,7 +17,18 @@ from torch.utils import deterministic
 from unbroken.base.errors import ConfigError
 
 # Packages whose code takes part in a step or in turning text into ids.
-NUMERIC_PACKAGES = ("unbroken", "torch", "numpy", "transformers", "tokenizers", "peft", "scikit-learn", "scipy")
+NUMERIC_PACKAGES = (
+    "unbroken",
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "jinja2",  # writes chat templates
+    "peft",
+    "bitsandbytes",
+    "scikit-learn",
+    "scipy",
+)
 
 
 def pin(threads: int) -> None:

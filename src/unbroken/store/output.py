@@ -90,6 +90,10 @@ class GrowingOutput:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is not None and not self.batches:
+            # Nothing is lost, and the next command may differ in what made this one fail.
+            with suppress(OSError):
+                os.unlink(self.path)
         self.close()
 
     def _held(self) -> int:

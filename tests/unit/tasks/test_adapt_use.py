@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import torch
 import transformers
 from tests.exact.runs import train
 from tests.tiny_causal import make_causal_folder, make_instructions, make_labelled
+from tests.unit.models.test_gguf import write_tiny
 
 from unbroken.base.errors import CannotContinueError, ConfigError, DataError
+from unbroken.models.chat import ChatFormat
 from unbroken.run.stop import StopRequest
 from unbroken.tasks.adapt import predict as predicting
 from unbroken.tasks.adapt.asking import ASKING_FILE, asking_of, is_adapted
@@ -187,6 +190,69 @@ def test_another_command_does_not_go_on(changes: dict[str, Any], told: str, plac
         predicted(how | changes)
 
 
+@pytest.mark.parametrize("change", ["template", "tokenizer", "end tokens"])
+def test_a_model_that_is_asked_otherwise_does_not_go_on(change: str, place: Path, tmp_path: Path) -> None:
+    """The weights are the same; half of the file would answer other questions, or end elsewhere."""
+    shutil.copytree(place / "base", tmp_path / "base")
+    arguments = (tmp_path / "base", place / "asked.jsonl", tmp_path / "out.jsonl")
+    stop = StopRequest()
+    stop.ask("before the first batch")
+    assert predict_file(*arguments, stop=stop, max_new_tokens=4).done == 0
+    assert predict_file(*arguments, stop=stop, max_new_tokens=4).done == 0
+    file = tmp_path / "base" / ("generation_config.json" if change == "end tokens" else "tokenizer_config.json")
+    if change == "tokenizer":
+        file = file.with_name("tokenizer.json")
+    values = json.loads(file.read_bytes())
+    if change == "template":
+        template = ChatFormat.of(tmp_path / "base").template
+        file.with_name("chat_template.jinja").write_text(f"Be rude. {template}", encoding="utf-8")
+    elif change == "tokenizer":
+        values["normalizer"] = {"type": "Lowercase"}
+    else:
+        values["eos_token_id"] = 70
+    file.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CannotContinueError, match="another template"):
+        predict_file(*arguments, max_new_tokens=4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs the package gguf")
+def test_a_cache_that_is_emptied_takes_no_run_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion is made again; of a file with other content the run's adapter is not put on it."""
+    monkeypatch.setenv("UNBROKEN_CACHE", str(tmp_path / "cache"))
+    file = write_tiny(tmp_path / "tiny.gguf")
+    rows = [{"instruction": "abc", "output": "cd" * (1 + n % 3)} for n in range(8)]
+    values = {"task": "adapt", "model": str(file), "train_data": rows, "template": "default", "lora": {"r": 2}}
+    train(values | {"batch_size": 2, "max_steps": 1, "threads": 1}, tmp_path / "run")
+    write(tmp_path / "rows.jsonl", rows)
+    outs = []
+    for name in ("one", "two"):
+        predict_file(tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / f"{name}.jsonl", max_new_tokens=2)
+        outs.append((tmp_path / f"{name}.jsonl").read_bytes())
+        shutil.rmtree(tmp_path / "cache")
+    assert outs[0] == outs[1]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ConfigError, match=r"is an adapter for .* which is not there"):
+        predict_file(tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "three.jsonl", max_new_tokens=2)
+
+
+def test_what_fails_before_its_first_batch_leaves_nothing(place: Path, tmp_path: Path) -> None:
+    """Else the command that is given again, the adapter put right, would be refused for another model's sake."""
+    adapter, out = tmp_path / "adapter", tmp_path / "out.jsonl"
+    shutil.copytree(place / "slots" / "model", adapter)
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    with pytest.raises(ConfigError, match="is damaged"):
+        predict_file(adapter, place / "labelled.jsonl", out, max_new_tokens=2)
+    assert list(tmp_path.iterdir()) == [adapter]
+    weights.unlink()
+    with pytest.raises(ConfigError, match=r"adapter_model\.safetensors"):
+        predict_file(adapter, place / "labelled.jsonl", out, max_new_tokens=2)
+    weights.write_bytes(whole)
+    assert predict_file(adapter, place / "labelled.jsonl", out, max_new_tokens=2).finished
+
+
 def test_extracted_labels_stand_in_the_text(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a well taught model would say, in the place of a tiny one."""
     said = iter(['{"place": ["window", "moon"]}', '{"item": ["river"]}', "no idea", '{"item": []}'])
@@ -241,8 +307,23 @@ def test_measured_as_the_run_was(place: Path) -> None:
     assert before["loss"] > recorded["loss"]
     said = measure(place / "whole", str(place / "answered.jsonl"))
     assert list(said.metrics) == ["loss", "perplexity"]
+    fewer = measure(place / "whole", str(place / "answered.jsonl"), num_rows=5)
+    assert fewer.metrics["loss"] != said.metrics["loss"], "as many rows as were asked for"
     with pytest.raises(ConfigError, match="no rows to measure"):
         measure(place / "base")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_merged_model_is_asked_as_it_was_taught(place: Path, tmp_path: Path) -> None:
+    values = {"task": "adapt", "model": str(place / "base"), "train_data": instructions(), "max_steps": 4, "seed": 7}
+    told = {"template": "alpaca", "system_prompt": "Be brief.", "lora": {"r": 2}}
+    train(values | told | {"batch_size": 4, "learning_rate": 3e-2, "threads": 1}, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "merged", merge=True)
+    assert asking_of(tmp_path / "merged").values == asking_of(tmp_path / "run").values
+    for name in (ASKING_FILE, "chat_template.jinja"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "run" / "model" / name).read_bytes()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "merged")
+    assert "### Instruction" in tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
 
 
 def peers_answers(model: Any, folder: Path, count: int) -> list[str]:

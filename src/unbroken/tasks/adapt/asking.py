@@ -22,6 +22,7 @@ from unbroken.store.run import read_run
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.extraction.rows import ExtractionRows
 from unbroken.tasks.adapt.extraction.schema import Schema
+from unbroken.tasks.adapt.source import content_digest
 from unbroken.tasks.origin import enclosing_run, resolve_model
 
 ASKING_FILE = "adapt.json"
@@ -137,9 +138,41 @@ def place_of(model: str | os.PathLike[str]) -> Place:
     Raises `ConfigError` if there is none.
     """
     name = os.fspath(model)
-    if not name.lower().endswith(GGUF_ENDING):
-        name = resolve_model(name).model
-    return locate(name)
+    try:
+        return locate(_resolved(name))
+    except NoModelError:
+        place = _by_the_runs_model(name)
+        if place is None:
+            raise
+        return place
+
+
+def _by_the_runs_model(name: str) -> Place | None:
+    """Return where a run's adapter is, on the model the run names; None unless that has the content it had then.
+
+    What the adapter's folder names may be gone: a GGUF file's conversion lies in a cache.
+    """
+    run = enclosing_run(Path(name).expanduser())
+    recorded = (read_run(run) or {}) if run else {}
+    adapter = Path(_resolved(name))
+    if not recorded or not (adapter / ADAPTER_CONFIG).is_file():
+        return None
+    try:
+        place = locate(_resolved(recorded["config"]["model"]))
+    except ConfigError:
+        return None
+    folder = place.folder
+    if folder is None:
+        from unbroken.models.gguf import converted
+
+        assert place.gguf is not None, "a place has one of both"
+        folder = converted(place.gguf)
+    found = content_digest(folder, bool(recorded["config"].get("trust_remote_code")))
+    return Place(folder, adapter=adapter) if found == recorded["contract"]["model"]["digest"] else None
+
+
+def _resolved(name: str) -> str:
+    return name if name.lower().endswith(GGUF_ENDING) else resolve_model(name).model
 
 
 def _folder_of(source: str) -> Path | None:

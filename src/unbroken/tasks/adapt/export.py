@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from unbroken.base.errors import ConfigError
 from unbroken.base.reading import read_document
 from unbroken.models.causal_folder import ADAPTER_CONFIG, CONFIG_FILE
+from unbroken.models.chat import OWN, TEMPLATE_FILE
 from unbroken.models.weights import read_file
 from unbroken.store.layout import WEIGHTS_SUFFIX
 from unbroken.store.model import replace_model
-from unbroken.tasks.adapt.asking import asking_of, place_of
+from unbroken.tasks.adapt.asking import ASKING_FILE, asking_of, place_of
 from unbroken.tasks.adapt.use import Found
 from unbroken.tasks.origin import enclosing_run
 
@@ -53,13 +54,17 @@ def export(model: str | os.PathLike[str], output: Path, *, merge: bool = False) 
 def merged(model: str | os.PathLike[str], output: Path) -> None:
     """Write a model with its adapter in its weights. See `export`."""
     asking = asking_of(model)
-    _, adapter = Found.of(model).load(asking, "cpu")
+    found = Found.of(model)
+    _, adapter = found.load(asking, "cpu")
     assert adapter is not None, "the caller has looked"
+    assert found.adapter is not None, "it was loaded from there"
     tensors: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in adapter.merged():
         file, key = adapter.merged_layout(name)
         tensors[file][key] = tensor
-    told = asking.documents() if asking.schema is not None else {}
+    told = asking.documents() if (found.adapter / ASKING_FILE).is_file() else {}
+    if asking.config.template != OWN:
+        told[TEMPLATE_FILE] = found.chat(asking).template.encode()
     replace_model(output, {**adapter.merged_documents(), **told}, tensors)
 
 

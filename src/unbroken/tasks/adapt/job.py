@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbroken.models.causal import CausalLM
-from unbroken.models.chat import OWN, ChatFormat
+from unbroken.models.chat import OWN, TEMPLATE_FILE, ChatFormat
 from unbroken.models.lora import Adapter
 from unbroken.run.job import Job, Phase
 from unbroken.step.gradients import Scope, accumulated
@@ -22,7 +22,6 @@ from unbroken.tasks.course import Course
 from unbroken.tasks.optimizers import adamw
 
 ROOT = "model"
-TEMPLATE_FILE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)

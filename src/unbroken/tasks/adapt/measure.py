@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unbroken.base.errors import ConfigError
-from unbroken.models.chat import ChatFormat
 from unbroken.tasks.adapt.asking import asking_of
 from unbroken.tasks.adapt.extracting import Extracting, Progress, figures
 from unbroken.tasks.adapt.extraction.rows import HELD_OUT_SEED, ExtractionRows
@@ -57,7 +56,7 @@ def measure(
         )
     rows = extracted or InstructionRows(data, config)
     found = Found.of(model)
-    chat = ChatFormat.of(found.folder, config.template)
+    chat = found.chat(asking)
     lm, _ = found.load(asking, device)
     from unbroken.tasks.adapt.batches import Encoding
     from unbroken.tasks.adapt.evaluation import Evaluation

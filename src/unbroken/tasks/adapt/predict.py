@@ -122,6 +122,7 @@ def predict_file(
         "model": found.digest,
         "data": digest_file(rows),
         "questions": asking.digest,
+        "template": found.chat(asking).digest,
         "column": column,
         "keep": keep,
         "device": device,

@@ -37,6 +37,17 @@ SAME_FUNCTION = {
     "use_dora": "use_dora",
 }
 PATTERNS = ("rank_pattern", "alpha_pattern")
+# These do so too, if they say anything, and have no key here.
+MORE_OF_THE_FUNCTION = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "layer_replication",
+    "lora_bias",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_qalora",
+)
+CHANGED_BASE = ("corda", "loftq", "lora_ga", "olora", "pissa")  # initialisations that take from the base's weights
 
 
 @dataclass(frozen=True)
@@ -123,15 +134,35 @@ def require_same_adapter(config: AdaptConfig, adapter: Path) -> None:
                 why="its weights would be another function",
                 next_step=f"set lora.{ours} to {values.get(theirs)}",
             )
+    more = [key for key in MORE_OF_THE_FUNCTION if values.get(key)]
+    begun = str(values.get("init_lora_weights")).lower()
+    more += [f"init_lora_weights: {begun}"] if begun.startswith(CHANGED_BASE) else []
+    if more:
+        raise ConfigError(
+            f"model: the adapter {adapter} was made with {', '.join(more)}, which no key under `lora:` says",
+            why="its weights would be another function",
+            next_step=f"merge it (`unbroken export {adapter} OUT --merge`), and train a new adapter on that",
+        )
 
 
-def base_digest(base: Base, run: Path | None) -> str:
-    """Return the digest of the model; of one that is gone, the one recorded: trained weights cannot tell."""
+def base_digest(base: Base, run: Path | None, code: bool = False) -> str:
+    """Return the digest of the model, with `code` of its Python files too, which then are run.
+
+    Of a model that is gone it is the one recorded: trained weights cannot tell.
+    """
     if base.checkpoint is None:
-        return model_digest(base.folder)
+        return content_digest(base.folder, code)
     document = None if run is None else read_run(run)
     assert document is not None, "a checkpoint stands in for a model only where there is a run"
     return str(document["contract"]["model"]["digest"])
+
+
+def content_digest(folder: Path, code: bool) -> str:
+    """Return the digest of a model in a folder, with `code` of its Python files too."""
+    with reading(str(folder)):
+        scripts = {file.name: digest_file(file) for file in sorted(folder.glob("*.py"))} if code else {}
+    found = model_digest(folder)
+    return digest(canonical([found, scripts])) if scripts else found
 
 
 def adapter_digest(adapter: Path) -> str:

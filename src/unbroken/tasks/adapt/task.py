@@ -90,7 +90,7 @@ def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) ->
         bins = fill_bins(lengths, config.max_length)
         data["bins"] = len(bins)
     course_over(config, rows.num_examples, data.get("bins"), bins)
-    digests = {"model": base_digest(base, run), "tokenizer": chat.digest}
+    digests = {"model": base_digest(base, run, config.trust_remote_code), "tokenizer": chat.digest}
     if base.adapter is not None:
         digests["adapter"] = adapter_digest(base.adapter)
     if eval_rows is not None and config.load_best_model_at_end:  # then it chooses the model

@@ -52,7 +52,11 @@ class Found:
     def open(self, asking: Asking, device: str = "auto") -> Answering:
         """Load the model. Raises `ConfigError` in one line if it is damaged or does not fit together."""
         lm, adapter = self.load(asking, device)
-        return Answering(lm, ChatFormat.of(self.folder, asking.config.template), asking, adapter)
+        return Answering(lm, self.chat(asking), asking, adapter)
+
+    def chat(self, asking: Asking) -> ChatFormat:
+        """Return the template and the tokenizer the model is asked by. Raises `ConfigError` if they do not fit."""
+        return ChatFormat.of(self.folder, asking.config.template)
 
     def load(self, asking: Asking, device: str = "auto") -> tuple[CausalLM, Adapter | None]:
         """Return the model, in eval mode, and the adapter in it."""
