@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.exact.runs import train
 from tests.tiny_causal import make_causal_folder, make_instructions, make_labelled
@@ -14,12 +15,13 @@ from tests.tiny_causal import make_causal_folder, make_instructions, make_labell
 from unbroken.base.errors import ConfigError, DataError
 from unbroken.models.causal_folder import adapter_values
 from unbroken.models.chat import ChatFormat
+from unbroken.plan.packing import Bins, fill_bins
 from unbroken.run.digests import check_digests
 from unbroken.run.verification import Verification
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.encoding import keep_lengths, lengths_of
-from unbroken.tasks.adapt.source import find_base, model_bytes, trained_bytes
-from unbroken.tasks.adapt.task import load_trained, prepare, read_rows
+from unbroken.tasks.adapt.source import Base, find_base, model_bytes, trained_bytes
+from unbroken.tasks.adapt.task import base_name, load_trained, prepare, read_rows
 from unbroken.tasks.check import check
 from unbroken.tasks.request import Request
 
@@ -190,3 +192,24 @@ def test_code_that_is_run_belongs_to_the_model(model: Path, tmp_path: Path) -> N
     after = [prepare(config(tmp_path / "model", trust_remote_code=on), None).identity["model"] for on in (True, False)]
     assert before[0] != after[0]
     assert before[1] == after[1], "where it is not run it counts for nothing"
+
+
+def test_an_adapter_names_its_model_by_its_name_on_the_hub_or_its_path(model: Path) -> None:
+    snapshot = Base(Path("/cache/models--org--name/snapshots/1"), adapter=None, parent=None)
+    assert base_name(config("org/name"), snapshot) == "org/name"
+    assert base_name(config(model), find_base(config(model))) == str(model)
+
+
+def test_what_the_bins_hold_is_part_of_a_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many bins of other examples are other batches."""
+    asked = config(model, packing=True, max_length=96)
+    first = prepare(asked, None).identity["data"]
+
+    def turned(lengths: Any, capacity: int) -> Any:
+        bins = fill_bins(lengths, capacity)
+        return Bins(bins.members[::-1].copy(), np.cumsum([0, *np.diff(bins.starts)[::-1]]))
+
+    monkeypatch.setattr("unbroken.tasks.adapt.task.fill_bins", turned)
+    other = prepare(asked, None).identity["data"]
+    assert first["bins"] == other["bins"] > 1
+    assert {key for key in first if first[key] != other[key]} == {"bins_digest"}

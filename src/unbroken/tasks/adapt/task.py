@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unbroken.base.errors import ConfigError
+from unbroken.base.fingerprint import digest
 from unbroken.models.chat import ChatFormat
 from unbroken.plan.packing import Bins, Packed, fill_bins
 from unbroken.plan.plan import Draws, Plan
@@ -88,7 +90,7 @@ def prepare(config: AdaptConfig, cache: Path | None, run: Path | None = None) ->
         assert config.max_length is not None, "the configuration requires it"
         lengths = lengths_of(rows, chat, config, cache)
         bins = fill_bins(lengths, config.max_length)
-        data["bins"] = len(bins)
+        data |= {"bins": len(bins), "bins_digest": digest(bins.numbers.astype("<i8").tobytes())}
     course_over(config, rows.num_examples, data.get("bins"), bins)
     digests = {"model": base_digest(base, run, config.trust_remote_code), "tokenizer": chat.digest}
     if base.adapter is not None:
@@ -128,8 +130,8 @@ def load(inputs: Inputs) -> Callable[[Path, Progress], Job]:
     return build
 
 
-def load_trained(config: AdaptConfig, base: Base, digest: str = "") -> Trained:
-    """Return the model with what trains in it; adapters record its digest.
+def load_trained(config: AdaptConfig, base: Base, recorded: str = "") -> Trained:
+    """Return the model with what trains in it; adapters hold its digest, `recorded`.
 
     Raises `ConfigError` if it cannot be loaded.
     """
@@ -157,11 +159,18 @@ def load_trained(config: AdaptConfig, base: Base, digest: str = "") -> Trained:
     if config.tuning == "full":
         return Trained.whole(lm)
     settings = LoraSettings(**config.lora.model_dump())
-    adapter = Adapter.attach(lm, settings, config.seed, str(base.folder))
-    adapter.base_digest = digest
+    adapter = Adapter.attach(lm, settings, config.seed, base_name(config, base))
+    adapter.base_digest = recorded
     if base.adapter is not None:
         adapter.load(base.adapter)
     return Trained.adapters(lm if config.quantization else lm.to(device), adapter)
+
+
+def base_name(config: AdaptConfig, base: Base) -> str:
+    """Return what the adapter's folder calls its model: its name on the hub, the same everywhere, or its path."""
+    named = Path(config.model).expanduser()
+    hub = base.adapter is None and base.parent is None and not os.path.lexists(named)
+    return config.model if hub else str(base.folder)
 
 
 def dtype_of(config: AdaptConfig, device: torch.device) -> torch.dtype:
