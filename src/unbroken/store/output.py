@@ -200,5 +200,5 @@ def _changes(names: list[str], before: Mapping[str, Any], now: Mapping[str, Any]
     for name in names:
         old, new = before.get(name), now.get(name)
         short = all(isinstance(one, int | float | bool | None) or len(str(one)) <= 24 for one in (old, new))
-        parts.append(f"{name} {old!r}, not {new!r}" if short else f"another {name}")
+        parts.append(f"{name} {old!r}, not {new!r}" if short else f"different {name}")
     return "; ".join(parts)

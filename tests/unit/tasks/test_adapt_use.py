@@ -170,10 +170,10 @@ def test_the_last_batch_is_made_again_where_something_changed(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "base"}, "another model"),
+        ({"model": "base"}, "different model"),
         ({"keep": True}, "keep False, not True"),
-        ({"max_new_tokens": 5}, "another questions"),
-        ({"rows": "answered.jsonl"}, "another data"),
+        ({"max_new_tokens": 5}, "different questions"),
+        ({"rows": "answered.jsonl"}, "different data"),
     ],
 )
 def test_another_command_does_not_go_on(changes: dict[str, Any], told: str, place: Path, tmp_path: Path) -> None:
