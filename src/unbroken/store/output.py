@@ -165,7 +165,7 @@ class GrowingOutput:
         different = [name for name in {**before, **terms} if before.get(name) != terms.get(name)]
         if different:
             raise CannotContinueError(
-                f"{self.path} was begun with {_changes(different, before, terms)}",
+                f"{self.path} was begun otherwise: {_changes(different, before, terms)}",
                 why="one file would hold rows of both",
                 next_step=f"give the command as it was then, or delete {self.path} to begin again",
             )
@@ -200,5 +200,5 @@ def _changes(names: list[str], before: Mapping[str, Any], now: Mapping[str, Any]
     for name in names:
         old, new = before.get(name), now.get(name)
         short = all(isinstance(one, int | float | bool | None) or len(str(one)) <= 24 for one in (old, new))
-        parts.append(f"{name} {old!r}, not {new!r}" if short else f"different {name}")
+        parts.append(f"{name} {old!r}, not {new!r}" if short else f"the {name} changed")
     return "; ".join(parts)

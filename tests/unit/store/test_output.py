@@ -85,7 +85,7 @@ def test_a_lost_or_repeated_batch_does_not_count(tmp_path: Path) -> None:
     ("terms", "told"),
     [
         (TERMS | {"keep": True}, "keep False, not True"),
-        (TERMS | {"model": "f" * 32}, "another model"),
+        (TERMS | {"model": "f" * 32}, "the model changed"),
         (TERMS | {"threads": 2}, "threads None, not 2"),
     ],
 )

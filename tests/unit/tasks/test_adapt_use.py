@@ -170,10 +170,10 @@ def test_the_last_batch_is_made_again_where_something_changed(
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"model": "base"}, "different model"),
+        ({"model": "base"}, "the model changed"),
         ({"keep": True}, "keep False, not True"),
-        ({"max_new_tokens": 5}, "different questions"),
-        ({"rows": "answered.jsonl"}, "different data"),
+        ({"max_new_tokens": 5}, "the questions changed"),
+        ({"rows": "answered.jsonl"}, "the data changed"),
     ],
 )
 def test_another_command_does_not_go_on(changes: dict[str, Any], told: str, place: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_model_that_is_asked_otherwise_does_not_go_on(change: str, place: Path
     else:
         values["eos_token_id"] = 70
     file.write_text(json.dumps(values), encoding="utf-8")
-    with pytest.raises(CannotContinueError, match="another template"):
+    with pytest.raises(CannotContinueError, match="the template changed"):
         predict_file(*arguments, max_new_tokens=4)
 
 
