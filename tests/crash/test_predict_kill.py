@@ -145,5 +145,5 @@ def test_two_at_once_and_a_changed_file_are_refused(place: Path, tmp_path: Path)
     other = start(place, tmp_path, "--column", "prompt")
     said = other.communicate()[1]
     assert other.returncode == 4
-    assert "was begun with column None, not 'prompt'" in said
+    assert "was begun otherwise: column None, not 'prompt'" in said
     assert (tmp_path / f"{OUT}.partial").read_bytes() == content
