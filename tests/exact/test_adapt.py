@@ -88,7 +88,7 @@ def test_the_base_model_is_in_no_checkpoint_and_unchanged(model: Path, tmp_path:
     assert json.loads((last / "model" / "adapter_config.json").read_bytes())["lora_alpha"] == 8
 
 
-def rank_of_another_seed(tensors: dict[str, Tensor]) -> None:
+def flip_a_bit_of_the_adapter(tensors: dict[str, Tensor]) -> None:
     name = next(name for name in sorted(tensors) if name.startswith("adapter.") and "lora_A" in name)
     tensors[name].view(torch.int32).view(-1)[0] ^= 1
 
@@ -99,7 +99,7 @@ def zero_a_moment(tensors: dict[str, Tensor]) -> None:
     tensors[name].zero_()
 
 
-@pytest.mark.parametrize("change", [rank_of_another_seed, zero_a_moment])
+@pytest.mark.parametrize("change", [flip_a_bit_of_the_adapter, zero_a_moment])
 def test_a_changed_checkpoint_gives_another_model(change: Any, model: Path, tmp_path: Path) -> None:
     """The controls: with a bit of an adapter flipped, or a moment lost, the proof must fail."""
     train(values(model), tmp_path / "whole")
