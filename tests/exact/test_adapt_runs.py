@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.exact.runs import assert_same_run, final_state, train
-from tests.exact.test_adapt import rank_of_another_seed
+from tests.exact.test_adapt import flip_a_bit_of_the_adapter
 from tests.exact.test_deadline import Clock
 from tests.exact.test_verify import renew
 from tests.tiny_causal import make_causal_folder, make_instructions
@@ -66,7 +66,7 @@ def test_every_step_can_be_made_again_and_the_base_model_is_at_hand_for_it(run: 
     found = verify(run, everything=True)
     assert found.failure is None
     assert (found.identical_steps, any(replay.model for replay in found.replays)) == (STEPS, True)
-    renew(run / "checkpoints" / "00000006", rank_of_another_seed)
+    renew(run / "checkpoints" / "00000006", flip_a_bit_of_the_adapter)
     failure = verify(run, everything=True).failure
     assert isinstance(failure, VerificationError)
     assert "lora_A" in str(failure)
@@ -83,7 +83,7 @@ def test_a_changed_base_model_is_found_by_verifying(asked: dict[str, Any], run: 
 
 def test_two_runs_differ_where_one_bit_was_changed(run: Path, whole: Path, tmp_path: Path) -> None:
     assert diff((whole, None), (run, None)).same
-    renew(run / "checkpoints" / "00000008", rank_of_another_seed)
+    renew(run / "checkpoints" / "00000008", flip_a_bit_of_the_adapter)
     found = diff((whole, None), (run, None))
     assert not found.same
     (difference,) = found.tensors["checkpoint 8"].different

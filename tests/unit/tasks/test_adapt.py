@@ -18,6 +18,7 @@ from unbroken.models.chat import ChatFormat
 from unbroken.plan.packing import Bins, fill_bins
 from unbroken.run.digests import check_digests
 from unbroken.run.verification import Verification
+from unbroken.tasks.adapt.asking import Asking
 from unbroken.tasks.adapt.config import AdaptConfig
 from unbroken.tasks.adapt.encoding import keep_lengths, lengths_of
 from unbroken.tasks.adapt.source import Base, find_base, model_bytes, trained_bytes
@@ -213,3 +214,10 @@ def test_what_the_bins_hold_is_part_of_a_run(model: Path, monkeypatch: pytest.Mo
     other = prepare(asked, None).identity["data"]
     assert first["bins"] == other["bins"] > 1
     assert {key for key in first if first[key] != other[key]} == {"bins_digest"}
+
+
+def test_how_a_model_is_asked_is_the_same_bytes_however_it_was_written() -> None:
+    spellings = ({"kind": "ner"}, {"kind": "ner", "types_per_prompt": 50, "negatives": 1.0})
+    first, second = (Asking(config(extraction=extraction)).documents() for extraction in spellings)
+    assert first == second
+    assert first != Asking(config(extraction={"kind": "ner", "types_per_prompt": 6})).documents()

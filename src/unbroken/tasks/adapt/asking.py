@@ -48,6 +48,9 @@ class Asking:
     def values(self) -> dict[str, Any]:
         """What the folder of a trained model says, as JSON values."""
         said = {"format": FORMAT} | self.config.model_dump(mode="json", include=set(KEYS))
+        extraction = self.config.extraction
+        if extraction is not None:  # the same bytes however the same was written
+            said["extraction"] |= {"types_per_prompt": extraction.at_once, "negatives": extraction.share_of_absent}
         if self.schema is not None:
             kind, types, parts = self.schema.value()
             said["schema"] = {"kind": kind, "types": types, "parts": parts, "names": dict(self.schema.names)}
